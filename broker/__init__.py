@@ -1,7 +1,7 @@
 """Taskpass: a just-in-time credential broker for non-human identities.
 
-A workload proves what it is (`attest`), says which task it is on, and asks for one credential. `service.Broker` is the
-one door: it authorises, decides by policy (`policies`), and commits the outcome to the `ledger` before an issuer
+A workload proves what it is (`attest`), says which task it is on, and asks for one credential. `service.Broker` is
+the one door: it authorises, decides by policy (`policies`), and commits the outcome to the `ledger` before an issuer
 (`issuers`) mints anything. Everything that ends a credential is a position in that same ledger, which `web.feed` carries to the
 verifiers (`sdk.verifier`) that downstream services run.
 

@@ -80,7 +80,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """A registered non-human identity. `problems` not empty: this agent, and only it, gets nothing until they are mended."""
+    """A registered non-human identity. While `problems` is not empty this agent, and only it, gets nothing."""
 
     id: str
     owner: str

@@ -99,7 +99,7 @@ class KillMap:
                 self._positions[match, value] = (position, kill.id)
 
     def withdraw(self, provisional_id: str, kills: Iterable[FeedKill]) -> None:
-        """Replace a provisional kill by the durable ones: rebuilds the map from `kills` and what is still provisional."""
+        """Drop a provisional kill: rebuilds the map from the durable `kills` and what is still provisional."""
         self._provisional.pop(provisional_id, None)
         self._positions.clear()
         for kill in (*kills, *self._provisional.values()):

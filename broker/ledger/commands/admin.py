@@ -1,0 +1,275 @@
+"""The broker's own events: what it loaded, its keys, its sessions and verifier instances, and the junk it turned away."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from broker.ledger import Tx, make_id
+from broker.ledger.commands.guards import holding, mark_of, spend
+from broker.model import Proof, Selector, Target
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBundle:
+    """Put a registry or a policy bundle in force for every process on this ledger. Its content is kept, by hash."""
+
+    kind: str  # registry | policies
+    hash: str
+    content: bytes
+    diff: Sequence[Mapping[str, Any]]
+    actor: str
+    reason: str | None = None
+
+    def apply(self, tx: Tx) -> int | None:
+        """The event's position; None when this bundle is in force already."""
+        head = tx.head
+        if self.hash == (head.registry_hash if self.kind == "registry" else head.policy_hash):
+            return None
+        tx.execute("INSERT INTO bundles (hash, kind, content) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (self.hash, self.kind, self.content))
+        if self.kind == "registry":
+            head.registry_hash = self.hash
+        else:
+            head.policy_hash = self.hash
+        head.guard_version += 1
+        body: dict[str, Any] = {"hash": self.hash, "diff": list(self.diff), "actor": self.actor}
+        if self.reason is not None:
+            body["reason"] = self.reason
+        return tx.append(f"{self.kind}.loaded", body)
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseReload:
+    """A reload that did not load: the last good bundle stays in force, and everyone can see why."""
+
+    kind: str
+    problems: Sequence[str]
+    actor: str
+
+    def apply(self, tx: Tx) -> int:
+        return tx.append("reload.failed", {"kind": self.kind, "problems": list(self.problems)[:50], "actor": self.actor})
+
+
+@dataclass(frozen=True, slots=True)
+class StopIssuance:
+    """Stop or (with None) restart issuance for every process on this ledger: the registry on disk does not load."""
+
+    why: str | None
+
+    def apply(self, tx: Tx) -> int | None:
+        if (tx.head.issuance_stopped or None) == self.why:
+            return None
+        tx.head.issuance_stopped = self.why
+        tx.head.guard_version += 1
+        return tx.append("alarm", {"what": "issuance_stopped" if self.why else "issuance_restarted", "why": self.why or ""})
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A broker process began to serve."""
+
+    role: str
+    version: str
+
+    def apply(self, tx: Tx) -> int:
+        return tx.append("broker.started", {"role": self.role, "version": self.version})
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A freshly made signing key: its public JWK and its sealed private part."""
+
+    kid: str
+    purpose: str
+    jwk: Mapping[str, Any]
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RotateKeys:
+    """Activate the published next key and publish another. With no next key yet, `spare` becomes the active one.
+
+    `first`, on a new ledger, is activated at once: nobody has cached a key set yet.
+    """
+
+    purpose: str
+    upcoming: NewKey
+    actor: str
+    reason: str
+    first: NewKey | None = None
+    if_active: str | None = None  # rotate only while this one is active, so that two processes rotate once
+
+    def apply(self, tx: Tx) -> str | None:
+        """The kid that is active now; None when another process has rotated already."""
+        row = tx.execute("SELECT kid FROM keys WHERE purpose = ? AND state = 'active'", (self.purpose,)).fetchone()
+        active = row[0] if row else None
+        if active is not None and self.if_active is not None and active != self.if_active:
+            return None
+        if active is None:
+            if self.first is None:
+                return None
+            self._publish(tx, self.first)
+            successor: str = self.first.kid
+        else:
+            waiting = tx.execute("SELECT kid FROM keys WHERE purpose = ? AND state = 'next'", (self.purpose,)).fetchone()
+            if waiting is None:
+                return None
+            successor = waiting[0]
+            tx.execute("UPDATE keys SET state = 'retired', retired = ? WHERE kid = ?", (tx.now, active))
+            tx.append("key.retired", {"kid": active, "actor": self.actor, "reason": self.reason})
+        tx.execute("UPDATE keys SET state = 'active', activated = ? WHERE kid = ?", (tx.now, successor))
+        tx.append("key.activated", {"kid": successor, "purpose": self.purpose, "actor": self.actor, "reason": self.reason})
+        self._publish(tx, self.upcoming)
+        if self.purpose == "token":
+            tx.head.active_kid = successor
+        return successor
+
+    def _publish(self, tx: Tx, key: NewKey) -> None:
+        publish(tx, key)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishNextKey:
+    """Publish a next key where none waits, as after a kill of the active one."""
+
+    key: NewKey
+
+    def apply(self, tx: Tx) -> bool:
+        if tx.execute("SELECT 1 FROM keys WHERE purpose = ? AND state = 'next'", (self.key.purpose,)).fetchone():
+            return False
+        publish(tx, self.key)
+        return True
+
+
+def publish(tx: Tx, key: NewKey) -> None:
+    """Add a key that verifiers learn of before it is used."""
+    tx.execute(
+        "INSERT INTO keys (kid, purpose, state, jwk, sealed, published) VALUES (?, ?, 'next', ?, ?, ?)",
+        (key.kid, key.purpose, orjson.dumps(dict(key.jwk)).decode(), key.sealed, tx.now),
+    )
+    tx.append("key.published", {"kid": key.kid, "purpose": key.purpose, "jwk": dict(key.jwk)})
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpened:
+    """A committed session: what its token must say."""
+
+    seq: int
+    opened: int
+    expires: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRefused:
+    """Why there is no session."""
+
+    reason: str
+    sentence: str
+    decision_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """Open a short session for a caller who proved an identity: a credential whose audience is the broker itself."""
+
+    kind: str  # agent | verifier | operator
+    id: str
+    owner: str | None
+    proof: Proof | None
+    ttl_ms: int
+
+    def apply(self, tx: Tx) -> SessionOpened | SessionRefused:
+        body: dict[str, Any] = {"caller": [self.kind, self.id]}
+        if self.proof is not None:
+            body["proof"] = mark_of(self.proof).hex()
+        if not spend(tx, self.proof):
+            return self._refuse(tx, body, "replayed", "This assertion has been used before; present a fresh one.")
+        if self.kind == "agent":
+            held = holding(tx, [Selector(Target.AGENT, self.id), Selector(Target.OWNER, self.owner or "")])
+            if held is not None:
+                return self._refuse(tx, body, "held", f"{held[0]} is on hold ({held[1]}).")
+        expires = tx.now + self.ttl_ms
+        seq = tx.append("session.opened", {**body, "expires": expires})
+        return SessionOpened(seq, tx.now, expires)
+
+    @staticmethod
+    def _refuse(tx: Tx, body: dict[str, Any], reason: str, sentence: str) -> SessionRefused:
+        seq = tx.append("refused", {**body, "reason": reason, "route": "/v1/sessions"})
+        return SessionRefused(reason, sentence, make_id("dec", tx.epoch, seq))
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterInstance:
+    """A verifier process connected to the feed: whom a kill from now on expects an acknowledgement of."""
+
+    instance: str
+    verifier: str
+    audiences: Sequence[str]
+    mode: str
+    bound_ms: int
+    leeway_ms: int
+    position: int
+    proof: Proof | None = None
+
+    def apply(self, tx: Tx) -> bool:
+        """False when the proof was spent before, or the instance id is another verifier's."""
+        known = tx.execute("SELECT verifier, mode, bound_ms FROM instances WHERE instance = ?", (self.instance,)).fetchone()
+        taken = known is not None and known[0] != self.verifier
+        body: dict[str, Any] = {"verifier": self.verifier, "instance": self.instance}
+        if self.proof is not None:
+            body["proof"] = mark_of(self.proof).hex()
+        if taken or not spend(tx, self.proof):
+            tx.append("refused", {**body, "reason": "instance_taken" if taken else "replayed", "route": "/v1/revocations/stream"})
+            return False
+        body |= {"audiences": list(self.audiences), "mode": self.mode, "bound_ms": self.bound_ms, "leeway_ms": self.leeway_ms}
+        seq = tx.append("verifier.registered", body)
+        tx.execute(
+            "INSERT INTO instances (instance, verifier, audiences, mode, bound_ms, leeway_ms, registered_seq, last_contact, position)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (instance) DO UPDATE SET audiences = excluded.audiences,"
+            " mode = excluded.mode, bound_ms = excluded.bound_ms, leeway_ms = excluded.leeway_ms, last_contact = excluded.last_contact",
+            (self.instance, self.verifier, orjson.dumps(list(self.audiences)).decode(), self.mode, self.bound_ms, self.leeway_ms, seq, tx.now, self.position),
+        )
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class TouchInstances:
+    """Coalesced last-seen columns of connected instances, outside the tree: (instance, position applied)."""
+
+    seen: Sequence[tuple[str, int]]
+
+    def apply(self, tx: Tx) -> None:
+        for instance, position in self.seen:
+            tx.execute(
+                "UPDATE instances SET last_contact = ?, position = max(position, ?) WHERE instance = ?", (tx.now, position, instance)
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class CountRefusals:
+    """Refusals before authentication, aggregated per reason and interval: junk must not fill the disk that kills need."""
+
+    counts: Mapping[str, int]
+    since: int
+
+    def apply(self, tx: Tx) -> int:
+        return tx.append("refusals", {"since": self.since, "counts": dict(sorted(self.counts.items()))})
+
+
+@dataclass(frozen=True, slots=True)
+class Housekeep:
+    """Prune spent proofs that can no longer be replayed, and raise the floor below which every token has expired."""
+
+    limit: int = 5_000
+
+    def apply(self, tx: Tx) -> int:
+        """The floor: every token with a lower position has expired by ledger time."""
+        tx.execute(
+            "DELETE FROM proofs WHERE mark IN (SELECT mark FROM proofs WHERE expires <= ? LIMIT ?)", (tx.now, self.limit)
+        )
+        oldest_live = tx.execute(
+            "SELECT seq FROM grants WHERE seq >= ? AND expires > ? ORDER BY seq LIMIT 1", (tx.head.floor, tx.now)
+        ).fetchone()
+        tx.head.floor = max(tx.head.floor, oldest_live[0] if oldest_live else tx.next_seq())
+        return tx.head.floor

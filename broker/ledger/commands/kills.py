@@ -1,0 +1,232 @@
+"""Kills, holds and what verifiers report of them.
+
+A kill is one event at position K and a handful of match rows, fixed in its own transaction, however many credentials it
+ends. Kills above task level, and holds, change the guard version: a batch decided before must look again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from broker.ledger import Tx, make_id, parse_id
+from broker.ledger.commands.guards import Stale, forget_holds
+from broker.ledger.commands.tasks import close_rows, descendants
+from broker.model import Selector, Target, TaskState
+from broker.wire import Match
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """A committed kill. `hold` is the id of the hold that stands with it."""
+
+    id: str
+    seq: int
+    at: int
+    hold: str | None
+    tasks: int
+    matches: tuple[tuple[Match, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KillRefused:
+    """The thing to kill does not exist, or is over."""
+
+    reason: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End every credential that matches, and with `hold` stop issuance for it too.
+
+    `agents` are the agents that the selector stands for (one for an agent, all of an owner's), `audience` the resource's;
+    both are read from the registry `registry_hash`, so that a reload in between makes this stale, not wrong.
+    """
+
+    selector: Selector
+    reason: str
+    actor: str
+    hold: bool
+    registry_hash: str
+    agents: Sequence[str] = ()
+    audience: str | None = None
+    own_grants_of: str | None = None  # revocation by a client (RFC 7009): only its own credentials exist for it
+    alarm: bool = False  # a break-glass key did this
+
+    def apply(self, tx: Tx) -> Killed | KillRefused | Stale:
+        if tx.head.registry_hash != self.registry_hash:
+            return Stale(tx.head.registry_hash, tx.head.policy_hash)
+        found = self._matches(tx)
+        if isinstance(found, KillRefused):
+            return found
+        matches, tasks = found
+        seq = tx.next_seq()
+        kill_id = make_id("kil", tx.epoch, seq)
+        hold = make_id("hld", tx.epoch, seq) if self.hold else None
+        body: dict[str, Any] = {
+            "kill": kill_id,
+            "target": self.selector.target.value,
+            "value": self.selector.value,
+            "matches": [[kind.value, value] for kind, value in matches],
+            "actor": self.actor,
+            "reason": self.reason,
+            "tasks": len(tasks),
+        }
+        if hold is not None:
+            body["hold"] = hold
+        tx.append("killed", body)
+        close_rows(tx, tasks, TaskState.KILLED, seq, self.reason)
+        self._project(tx, seq, kill_id, hold, matches, len(tasks))
+        if self.alarm:
+            tx.append("alarm", {"what": "break_glass", "actor": self.actor, "kill": kill_id})
+        return Killed(kill_id, seq, tx.now, hold, len(tasks), matches)
+
+    def _matches(self, tx: Tx) -> tuple[tuple[tuple[Match, str], ...], list[str]] | KillRefused:
+        """What the kill compares with tokens, and the open tasks it ends."""
+        target, value = self.selector.target, self.selector.value
+        if target is Target.ALL:
+            rows = tx.execute("SELECT id FROM tasks WHERE state = 'active'").fetchall()
+            return ((Match.ALL, ""),), [row[0] for row in rows]
+        if target is Target.RESOURCE:
+            assert self.audience is not None
+            return ((Match.RESOURCE, self.audience),), []
+        if target is Target.KEY:
+            return self._kill_key(tx, value)
+        if target is Target.GRANT:
+            return self._kill_grant(tx, value)
+        if target is Target.TASK:
+            row = tx.execute("SELECT state FROM tasks WHERE id = ?", (value,)).fetchone()
+            if row is None:
+                return self._kill_implicit_task(tx, value)
+            family = [value, *descendants(tx, [value])]
+            return tuple((Match.TASK, task) for task in family), family if row[0] == TaskState.ACTIVE else []
+        own: list[str] = []
+        for agent in self.agents:
+            rows = tx.execute("SELECT id FROM tasks WHERE agent = ? AND state = 'active'", (agent,)).fetchall()
+            own += [row[0] for row in rows]
+        # Child tasks that run under other agents fall with their parents; the agents' own fall by their subject.
+        below = [task for task in descendants(tx, own) if task not in set(own)]
+        matches = (*((Match.AGENT, agent) for agent in self.agents), *((Match.TASK, task) for task in below))
+        return matches, [*own, *below]
+
+    def _kill_grant(self, tx: Tx, jti: str) -> tuple[tuple[tuple[Match, str], ...], list[str]] | KillRefused:
+        missing = KillRefused("grant_not_found", f"There is no grant {jti}.")
+        seq = seq_of(tx, jti, "grt")
+        if seq is None:
+            return missing
+        row = tx.execute("SELECT agent FROM grants WHERE seq = ?", (seq,)).fetchone()
+        if row is None or (self.own_grants_of is not None and row[0] != self.own_grants_of):
+            return missing
+        return ((Match.GRANT, jti),), []
+
+    def _kill_implicit_task(self, tx: Tx, task: str) -> tuple[tuple[tuple[Match, str], ...], list[str]] | KillRefused:
+        seq = seq_of(tx, task, "tsk")
+        known = seq is not None and tx.execute("SELECT 1 FROM grants WHERE seq = ? AND task = ?", (seq, task)).fetchone()
+        if not known:
+            return KillRefused("task_not_found", f"There is no task {task}.")
+        return ((Match.TASK, task),), []
+
+    def _kill_key(self, tx: Tx, kid: str) -> tuple[tuple[tuple[Match, str], ...], list[str]] | KillRefused:
+        row = tx.execute("SELECT state FROM keys WHERE kid = ? AND purpose = 'token'", (kid,)).fetchone()
+        if row is None:
+            return KillRefused("key_not_found", f"There is no token signing key {kid}.")
+        if row[0] == "active":
+            spare = tx.execute("SELECT kid FROM keys WHERE purpose = 'token' AND state = 'next'").fetchone()
+            if spare is None:
+                return KillRefused("no_next_key", "No next key is published to take over; rotate once, then kill this one.")
+            tx.execute("UPDATE keys SET state = 'active', activated = ? WHERE kid = ?", (tx.now, spare[0]))
+            tx.head.active_kid = spare[0]
+        tx.execute("UPDATE keys SET state = 'killed', retired = ? WHERE kid = ?", (tx.now, kid))
+        return ((Match.KEY, kid),), []
+
+    def _project(
+        self, tx: Tx, seq: int, kill_id: str, hold: str | None, matches: Sequence[tuple[Match, str]], tasks: int
+    ) -> None:
+        target, value = self.selector.target.value, self.selector.value
+        tx.execute(
+            "INSERT INTO kills (seq, id, target, value, at, actor, reason, hold, tasks) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (seq, kill_id, target, value, tx.now, self.actor, self.reason, hold, tasks),
+        )
+        for kind, match_value in matches:
+            tx.execute("INSERT INTO kill_matches (seq, kind, value) VALUES (?, ?, ?)", (seq, kind.value, match_value))
+        tx.execute(
+            "INSERT INTO kill_expected (seq, instance, verifier, mode, bound_ms, leeway_ms)"
+            " SELECT ?, instance, verifier, mode, bound_ms, leeway_ms FROM instances WHERE last_contact + bound_ms >= ?",
+            (seq, tx.now),
+        )
+        if hold is not None:
+            tx.execute(
+                "INSERT INTO holds (id, target, value, placed_seq, placed, actor, reason) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (hold, target, value, seq, tx.now, self.actor, self.reason),
+            )
+        if hold is not None or self.selector.target not in {Target.TASK, Target.GRANT}:
+            forget_holds(tx)
+
+
+@dataclass(frozen=True, slots=True)
+class LiftHolds:
+    """Lift one hold by id, or every hold on exactly this selector (resume). Nothing that was killed revives."""
+
+    actor: str
+    reason: str
+    hold: str | None = None
+    selector: Selector | None = None
+
+    def apply(self, tx: Tx) -> list[str]:
+        """The ids lifted now: empty when none stands."""
+        if self.hold is not None:
+            rows = tx.execute("SELECT id FROM holds WHERE id = ? AND lifted_seq IS NULL", (self.hold,)).fetchall()
+        else:
+            assert self.selector is not None
+            rows = tx.execute(
+                "SELECT id FROM holds WHERE target = ? AND value = ? AND lifted_seq IS NULL",
+                (self.selector.target.value, self.selector.value),
+            ).fetchall()
+        lifted = [row[0] for row in rows]
+        for hold in lifted:
+            seq = tx.append("hold.lifted", {"hold": hold, "actor": self.actor, "reason": self.reason})
+            tx.execute("UPDATE holds SET lifted_seq = ? WHERE id = ?", (seq, hold))
+        if lifted:
+            forget_holds(tx)
+        return lifted
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """One instance reports that it applied one kill, so many milliseconds after the kill's commit."""
+
+    kill_seq: int
+    instance: str
+    verifier: str
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledge:
+    """Record what verifier instances reported. Many acknowledgements share one event."""
+
+    acks: Sequence[Ack]
+
+    def apply(self, tx: Tx) -> int:
+        """How many were new."""
+        seq = tx.next_seq()
+        new = []
+        for ack in self.acks:
+            cursor = tx.execute(
+                "UPDATE kill_expected SET acked_ms = ?, acked_seq = ? WHERE seq = ? AND instance = ? AND acked_ms IS NULL",
+                (round(ack.ms), seq, ack.kill_seq, ack.instance),
+            )
+            if cursor.rowcount == 1:
+                new.append({"kill": ack.kill_seq, "instance": ack.instance, "verifier": ack.verifier, "ms": round(ack.ms)})
+        if new:
+            tx.append("acknowledged", {"acks": new})
+        return len(new)
+
+
+def seq_of(tx: Tx, text: str, kind: str) -> int | None:
+    """The position in an id of this kind and this epoch; None for anything else."""
+    try:
+        parsed = parse_id(text)
+    except ValueError:
+        return None
+    return parsed.seq if parsed.kind == kind and parsed.epoch == tx.epoch else None
