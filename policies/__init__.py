@@ -1,6 +1,6 @@
 """What may agents do by themselves, what needs a person, what never: Cedar policies, asked twice.
 
-    bundle = load_directory(path, vocabulary)     policies.load     checked against the vocabulary, or PolicyInvalid
+    bundle = load_directory(path, vocabulary)     policies.bundle     checked against the vocabulary, or PolicyInvalid
     engine = Engine(bundle=bundle)                policies.engine   parsed once
     engine.decide_batch(requests)                                   one Decision per request, never an exception
 

@@ -17,7 +17,7 @@ from typing import Any
 import cedarpy
 
 from policies import Approval, Automatic, Cause, Decision, Gate, Never, Request
-from policies.bundle import Bundle, Folder, Policy
+from policies.model import Bundle, Folder, Policy
 from policies.schema import RequestRefused, encode
 from policies.slices import Slice, Slices
 

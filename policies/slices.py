@@ -12,7 +12,7 @@ from typing import TypeVar
 import cedarpy
 from cedarpy import pst
 
-from policies.bundle import Bundle, Folder, Policy
+from policies.model import Bundle, Folder, Policy
 from policies.schema import Uid
 
 _K = TypeVar("_K")

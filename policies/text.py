@@ -1,7 +1,7 @@
 """Cedar files cut into single policies, each with its place: Cedar's own errors name neither file nor line.
 
 Cutting needs to know comments and strings, and nothing else: in Cedar a `;` outside of them ends a policy. That this
-reading and Cedar's agree is checked afterwards (`policies.load`), so a disagreement refuses the bundle.
+reading and Cedar's agree is checked afterwards (`policies.bundle`), so a disagreement refuses the bundle.
 
 Bounds come first. Cedar recurses on expressions, and a file that nests some thousand levels deep ends the process.
 """
