@@ -6,12 +6,14 @@ A problem inside one agent's entry blocks that agent; any other problem refuses 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import combinations
+from typing import Literal
 
 from broker.attest.trust import GitHubTrust, KeyTrust, SpiffeTrust, TrustRow
 from broker.errors import Problem
+from broker.jose import JoseError, load_jwks, thumbprint
 from broker.model import Identity
 from broker.registry.identity import overlap
-from broker.registry.schema import ALL_OWNERS, PRIVATE_MEMBERS, AgentRow, IdentityRow, Rows
+from broker.registry.schema import ALL_OWNERS, AgentRow, IdentityRow, Rows
 from broker.registry.text import shown
 
 Path = tuple[str | int, ...]
@@ -98,14 +100,13 @@ def _resources(rows: Rows, declared: Declared) -> Iterator[tuple[str, Found]]:
 
 
 def _operators(rows: Rows, declared: Declared) -> Iterator[tuple[str, Found]]:
-    keys: dict[tuple[object, ...], str] = {}
+    keys: dict[str, str] = {}
     for operator_id, operator in rows.operators.items():
         for owner in operator.owners:
             if operator.owners != ALL_OWNERS and owner not in declared["owners"]:
                 yield operator_id, (("owners",), f"there is no owner {shown(owner)}")
         for index, jwk in enumerate(operator.keys):
-            material = tuple(str(jwk.get(member)) for member in ("kty", "crv", "x", "y", "n"))
-            holder = keys.setdefault(material, operator_id)
+            holder = keys.setdefault(thumbprint(jwk), operator_id)
             if holder != operator_id:  # an act must name one person
                 yield operator_id, (("keys", index), f"operator {holder} has this key already")
 
@@ -123,7 +124,7 @@ def _verifiers(rows: Rows, declared: Declared) -> Iterator[tuple[str, Found]]:
 
 
 def _trust(rows: Rows) -> Iterator[tuple[str, Found]]:
-    vouched: dict[str, str] = {f"{operator_id}": f"operator {operator_id}" for operator_id in rows.operators}
+    vouched: dict[str, str] = {operator_id: f"operator {operator_id}" for operator_id in rows.operators}
     for trust_id, row in rows.trust.items():
         if isinstance(row, SpiffeTrust):
             path, name = "trust_domain", f"spiffe://{row.trust_domain}"
@@ -134,9 +135,18 @@ def _trust(rows: Rows) -> Iterator[tuple[str, Found]]:
         holder = vouched.setdefault(name, f"trust {trust_id}")
         if holder != f"trust {trust_id}":  # one assertion must have one row that can vouch for it
             yield trust_id, ((path,), f"{holder} speaks for {shown(name)} already")
-        for index, jwk in enumerate(row.jwks.keys or ()):
-            if jwk.get("kty") == "oct" or PRIVATE_MEMBERS & jwk.keys():
-                yield trust_id, (("jwks", "keys", index), "holds a private or secret key")
+        if row.jwks.keys is not None:
+            try:
+                usable = load_jwks({"keys": row.jwks.keys}, algs=row.algs, use=_use(row)).keys
+            except JoseError as error:
+                yield trust_id, (("jwks", "keys"), f"jwks.keys: {error}")
+            else:
+                if not usable:
+                    yield trust_id, (("jwks", "keys"), "jwks.keys: none of these can verify a token of this row")
+
+
+def _use(row: TrustRow) -> Literal["sig", "jwt-svid"]:
+    return "jwt-svid" if isinstance(row, SpiffeTrust) else "sig"
 
 
 def _inside_agent(agent: AgentRow, rows: Rows, declared: Declared) -> Iterator[Found]:

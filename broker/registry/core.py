@@ -104,13 +104,13 @@ class Registry:
 
     # --- Look-ups -----------------------------------------------------------------------------------------------------
 
-    def resource_for(self, audience: str) -> Resource | None:
+    def by_audience(self, audience: str) -> Resource | None:
         """The resource with exactly this audience."""
-        return self._by_audience.get(audience)
+        return self._audiences.get(audience)
 
-    def resource_of(self, action: str) -> Resource | None:
+    def by_action(self, action: str) -> Resource | None:
         """The one resource that has this action: action ids are unique across the registry."""
-        return self._by_action.get(action)
+        return self._actions.get(action)
 
     def agents_of(self, owner: str) -> tuple[str, ...]:
         """The ids of the owner's agents, sorted, blocked and retired ones too: their credentials may still live."""
@@ -183,11 +183,11 @@ class Registry:
     # --- Derived ------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _by_audience(self) -> dict[str, Resource]:
+    def _audiences(self) -> dict[str, Resource]:
         return {resource.audience: resource for resource in self.resources.values()}
 
     @cached_property
-    def _by_action(self) -> dict[str, Resource]:
+    def _actions(self) -> dict[str, Resource]:
         return {action: resource for resource in self.resources.values() for action in resource.actions}
 
     @cached_property

@@ -11,7 +11,9 @@ from broker.registry.text import shown, unsafe_character
 _I64 = range(-(2**63), 2**63)
 
 
-def narrow(resource: Resource, actions: Iterable[str], parameters: Mapping[str, Any]) -> dict[str, str | int | bool]:
+def narrow_parameters(
+    resource: Resource, actions: Iterable[str], parameters: Mapping[str, Any]
+) -> dict[str, str | int | bool]:
     """`parameters` as the named actions of `resource` take them, in the order of their names.
 
     Several actions in one request share their parameters: each value must suit every action that knows it, and what one

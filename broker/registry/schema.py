@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from broker.attest.trust import GitHubTrust, KeySource, KeyTrust, KubernetesTrust, OidcTrust, SpiffeTrust, TrustRow
+from broker.jose import JoseError, load_jwk
 from broker.model import ParameterType, Right
 from broker.registry.text import shown, unsafe_character
 
@@ -22,8 +23,8 @@ _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,100}")  # RFC 6749 section 3.3
 _PARAMETER = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]{0,62}")
 _URI = re.compile(r"[a-z][a-z0-9+.-]*:[A-Za-z0-9\-._~:/?\[\]@!$&'()*+,;=%]+")
-PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"})
 RESERVED_IDS = frozenset({"taskpass", "all"})  # the broker's own name in the ledger, and "every owner"
+OPERATOR_TRUST = "operator."  # operators' keys vouch for them under trust ids of this form
 ALL_OWNERS = ("all",)
 
 Bounded = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
@@ -85,11 +86,13 @@ def _absolute_uri(value: str) -> str:
     return value
 
 
-def _public_jwk(value: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(value.get("kty"), str):
-        raise ValueError("must be a public JWK (with 'kty') or {file: path}")  # noqa: TRY004  (pydantic wants ValueError)
-    if value["kty"] == "oct" or PRIVATE_MEMBERS & value.keys():
-        raise ValueError("holds a private or secret key: only public keys belong into the registry")
+def _operator_key(value: dict[str, Any]) -> dict[str, Any]:
+    if "kty" not in value:
+        raise ValueError("must be a public JWK (with 'kty') or {file: path}")
+    try:
+        load_jwk(value, algs=("ES256",))
+    except JoseError as error:
+        raise ValueError(f"not a public key for ES256: {error}") from None
     return value
 
 
@@ -103,7 +106,7 @@ TextOrNone = Annotated[str, StringConstraints(max_length=4000, strip_whitespace=
 Text = Annotated[TextOrNone, StringConstraints(min_length=1)]
 Date = Annotated[str, AfterValidator(_iso_date)]
 Audience = Annotated[str, StringConstraints(max_length=200), AfterValidator(_absolute_uri)]
-Jwk = Annotated[dict[str, Any], AfterValidator(_public_jwk)]
+Jwk = Annotated[dict[str, Any], AfterValidator(_operator_key)]
 Distinct = AfterValidator(_distinct)
 
 
@@ -111,7 +114,9 @@ def id_problem(kind: str, value: str) -> str | None:
     """Why `value` cannot be the id of an entry of this kind, or None."""
     if not _ID.fullmatch(value):
         return f"not an id: {ID_RULE}"
-    return "this id is reserved" if value in RESERVED_IDS and kind not in ("resources", "trust") else None
+    if kind == "trust":
+        return f"ids beginning with {OPERATOR_TRUST!r} are reserved" if value.startswith(OPERATOR_TRUST) else None
+    return "this id is reserved" if value in RESERVED_IDS and kind != "resources" else None
 
 
 class _Row(BaseModel):
