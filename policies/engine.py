@@ -47,6 +47,10 @@ class Engine:
         self.bundle = bundle
         self._slices = Slices(bundle=bundle, limit=max_slices)
 
+    def slice_of(self, agent: str, action: str) -> Slice:
+        """The policies that can match what this agent asks about this action. KeyError if either is unknown."""
+        return self._slices.of(agent, action)
+
     def decide(self, request: Request) -> Decision:
         """The decision on one request. Never raises for a request."""
         return self.decide_batch([request])[0]
