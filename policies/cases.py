@@ -10,7 +10,7 @@ A policy that no case exercises fails the run: nobody has seen what it does. `re
 `delegated`, `on_behalf`, `depth`, `trust` and `workload`; `resource` is the action's own unless given.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,13 +157,13 @@ def _case_problems(entry: Any) -> Iterator[str]:  # noqa: ANN401  (whatever stan
         yield "policies must be a list of policy ids"
 
 
-def _mistyped(entry: dict[Any, Any], types: dict[str, type], required: set[str]) -> Iterator[str]:
-    for key in entry:
+def _mistyped(entry: dict[Any, Any], types: Mapping[str, type], required: set[str]) -> Iterator[str]:
+    for key, value in entry.items():
         if key == _LINE:
             continue
         if key not in types:
             yield f"unknown key {str(key)[:80]!a}"
-        elif type(entry[key]) is not types[key]:
+        elif type(value) is not types[key]:
             yield f"{key} must be a {types[key].__name__}"
     yield from (f"{key} is missing" for key in sorted(required - entry.keys()))
 
@@ -191,7 +191,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases are not used here", problem_mark=self.peek_event().start_mark)
+            mark = self.get_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases are not used here", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
@@ -199,9 +200,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=deep)
             if not isinstance(key, str) or key in mapping:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {str(key)[:80]!a} is given twice, or is no string",
-                    problem_mark=key_node.start_mark,
-                )
+                problem = f"the key {str(key)[:80]!a} is given twice, or is no string"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             mapping[key] = self.construct_object(value_node, deep=True)
         return mapping

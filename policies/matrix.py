@@ -106,11 +106,8 @@ def _conditions(engine: Engine, agent: str, action: str, resource: str) -> Itera
     """The policies that can match, each with what remains to be known about the request."""
     compiled = engine.bundle.compiled
     policy_slice = engine.slice_of(agent, action)
-    request = {
-        "principal": _uid("Agent", agent),
-        "action": _uid("Action", action),
-        "resource": _uid("Resource", resource),
-    }
+    asked = (("principal", "Agent", agent), ("action", "Action", action), ("resource", "Resource", resource))
+    request = {part: _uid(kind, id_) for part, kind, id_ in asked}
     result = cedarpy.is_authorized_partial(request, policy_slice.full, compiled.entities, compiled.schema)
     residuals = result.residuals
     if len(residuals) != len(policy_slice.policies) or result.diagnostics.errors:

@@ -65,6 +65,8 @@ def _fold(expression: Json) -> Json:
             test, then, other = (_fold(body[part]) for part in ("if", "then", "else"))
             if test in (_TRUE, _FALSE):
                 return then if test == _TRUE else other
+            if other == _FALSE:
+                return _fold({"&&": {"left": test, "right": then}})
             return {operator: {"if": test, "then": then, "else": other}}
         case _:
             return expression
@@ -87,9 +89,8 @@ def _text(expression: Json, *, nested: bool = False) -> str:
     if operator in _BINARY:
         return _bracket(f"{_operand(body['left'])} {_BINARY[operator]} {_operand(body['right'])}", nested=nested)
     if operator in {"&&", "||"}:
-        sides = (
-            _text(body[side], nested=_only(body[side])[0] not in {operator, *_BINARY}) for side in ("left", "right")
-        )
+        plain = {operator, *_BINARY}  # sides that need no brackets
+        sides = (_text(body[side], nested=_only(body[side])[0] not in plain) for side in ("left", "right"))
         return _bracket((" and " if operator == "&&" else " or ").join(sides), nested=nested)
     write = _WRITERS.get(operator)
     return write(body) if write else f"{operator}({', '.join(_text(argument) for argument in _arguments(body))})"
