@@ -1,9 +1,8 @@
 """From a directory of YAML files to a `Registry`, or to the list of everything that is wrong with them."""
 
-import difflib
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from broker.errors import ConfigurationInvalid, Problem
 from broker.registry.check import SINGULAR, check
 from broker.registry.core import Place, Registry
 from broker.registry.nodes import Node, NotReadable, parse, repeated_keys
-from broker.registry.schema import KEYS, KINDS, AgentRow, Rows, id_problem, sentence_of
+from broker.registry.schema import KEYS, KINDS, AgentRow, Rows, id_problem
 from broker.registry.text import shown
+from broker.sentences import meant, sentence_of
 
 MAX_FILE = 1 << 20
 MAX_FILES = 1_000
@@ -114,7 +114,7 @@ class _Loading:
 
     def _section(self, kind: str, section: Node, file: str, line: int) -> None:
         if kind not in KINDS:
-            self._problems.append(Problem(f"unknown key {shown(kind)}{_meant(kind, KINDS)}", file, line))
+            self._problems.append(Problem(f"unknown key {shown(kind)}{meant(kind, KINDS)}", file, line))
             return
         if section.value is not None and not isinstance(section.value, dict):
             self._problems.append(Problem(f"{kind} must be a mapping of ids", file, line))
@@ -204,7 +204,7 @@ class _Loading:
         """One pydantic error with its place: `loc` may name union branches that are not in the file."""
         steps, line = entry.node.place(error["loc"], entry.line)
         if error["type"] == "extra_forbidden":
-            sentence = f"unknown key {shown(str(steps.pop()))}{_meant(str(error['loc'][-1]), KEYS)}"
+            sentence = f"unknown key {shown(str(steps.pop()))}{meant(str(error['loc'][-1]), KEYS)}"
         else:
             sentence = sentence_of(error)
         if "[key]" in error["loc"]:  # the key itself is what the sentence quotes
@@ -227,13 +227,6 @@ def _told(error: ValidationError) -> Iterator[Mapping[str, Any]]:
 def _without(data: Any, fields: set[str]) -> bytes:  # noqa: ANN401  (YAML data)
     kept = {key: value for key, value in data.items() if key not in fields} if isinstance(data, dict) else {}
     return orjson.dumps(kept)
-
-
-def _meant(word: str, known: Collection[str]) -> str:
-    if word in known:
-        return ""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
-    return f": did you mean {near[0]!r}?" if near else ""
 
 
 def _bounded(path: Path, limit: int) -> bytes:

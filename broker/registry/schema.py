@@ -6,7 +6,7 @@ agent must still load as far as it can be understood: what it lacks is reported 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -283,31 +283,3 @@ KEYS = sorted(
     }
 )
 """Every key of the schema, to guess at what a misspelt one was meant to be."""
-
-Sentence = Callable[[Mapping[str, Any]], str]
-_SENTENCES: Mapping[str, Sentence] = {
-    "missing": lambda error: f"{shown(str(error['loc'][-1]))} is missing",
-    "string_type": lambda error: f"must be text{': write it in quotes' if isinstance(error['input'], int) else ''}",
-    "int_type": lambda _: "must be a whole number",
-    "bool_type": lambda _: "must be true or false",
-    "tuple_type": lambda _: "must be a list",
-    "dict_type": lambda _: "must be a mapping",
-    "model_type": lambda _: "must be a mapping",
-    "model_attributes_type": lambda _: "must be a mapping",
-    "literal_error": lambda error: f"must be one of {error['ctx']['expected']}",
-    "enum": lambda error: f"must be one of {error['ctx']['expected']}",
-    "union_tag_not_found": lambda _: "'kind' is missing",
-    "union_tag_invalid": lambda error: f"kind must be one of {error['ctx']['expected_tags']}",
-    "greater_than_equal": lambda error: f"must be at least {error['ctx']['ge']}",
-    "less_than_equal": lambda error: f"must be at most {error['ctx']['le']}",
-    "string_too_short": lambda _: "must not be empty",
-    "string_too_long": lambda error: f"must be at most {error['ctx']['max_length']} characters long",
-    "too_short": lambda _: "must not be empty",
-    "value_error": lambda error: str(error["ctx"]["error"]),
-}
-
-
-def sentence_of(error: Mapping[str, Any]) -> str:
-    """What one pydantic error means, in the words of this registry and without the refused value."""
-    known = _SENTENCES.get(error["type"])
-    return known(error) if known is not None else str(error["msg"])
