@@ -9,6 +9,7 @@ It is stricter than the libraries on purpose: they take the last of two duplicat
 token, keys meant for encryption. It shares no code with PyJWT, which serves as the second opinion in the tests.
 """
 
+from broker.jose.encoding import load_json
 from broker.jose.errors import (
     BadSignature,
     ClaimRefused,
@@ -43,6 +44,7 @@ __all__ = [
     "UnknownKey",
     "Unverified",
     "VerifyingKey",
+    "load_json",
     "load_jwk",
     "load_jwks",
     "parse",

@@ -41,7 +41,15 @@ def b64decode(text: bytes) -> bytes:
 
 
 def load_object(raw: bytes, *, what: str) -> dict[str, Any]:
-    """The JSON object in `raw`; Malformed, naming `what`, for anything that two parsers could read differently.
+    """The JSON object in `raw`, as `load_json` reads it; Malformed for any other value."""
+    value = load_json(raw, what=what)
+    if type(value) is not dict:
+        raise Malformed(f"The {what} is not a JSON object.", reason="json")
+    return value
+
+
+def load_json(raw: bytes, *, what: str) -> Any:  # noqa: ANN401  (a JSON value)
+    """The JSON value in `raw`; Malformed, naming `what`, for anything that two parsers could read differently.
 
     Refused are: other encodings than UTF-8, a byte order mark, NaN and infinities, numbers beyond 64 bits, lone
     surrogates, duplicate members at any depth, and nesting deeper than 16.
@@ -50,8 +58,6 @@ def load_object(raw: bytes, *, what: str) -> dict[str, Any]:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError:
         raise Malformed(f"The {what} is not strict JSON in UTF-8.", reason="json") from None
-    if type(value) is not dict:
-        raise Malformed(f"The {what} is not a JSON object.", reason="json")
     if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
         _refuse_deep(value, what)
     # What survives a round trip byte for byte has no duplicate members: the output of the serialiser cannot have any.

@@ -139,23 +139,25 @@ def load_jwks(
     return KeySet(keys)
 
 
-def public_jwk(public: algorithms.PublicKey, *, alg: str, kid: str | None = None) -> dict[str, str]:
-    """The JWK to publish for a key of ours: `use`, `alg` and a `kid` (by default the thumbprint) always present."""
+def public_jwk(public: algorithms.PublicKey, *, alg: str | None = None, kid: str | None = None) -> dict[str, str]:
+    """The JWK to publish for a key of ours: `use`, `alg` and a `kid` (by default the thumbprint) always present.
+
+    `alg` is by default the one of the curve, RS256 for RSA, and Ed25519 by its own name (RFC 9864).
+    """
     jwk: dict[str, str]
     if isinstance(public, ec.EllipticCurvePublicKey):
         numbers = public.public_numbers()
         crv, size = next((crv, size) for crv, (curve, size) in _CURVES.items() if isinstance(public.curve, curve))
         jwk = {"kty": "EC", "crv": crv, "x": _uint(numbers.x, size), "y": _uint(numbers.y, size)}
+        usual = min(algorithms.of_curve(crv))
     elif isinstance(public, rsa.RSAPublicKey):
         modulus = public.public_numbers()
-        jwk = {
-            "kty": "RSA",
-            "n": _uint(modulus.n, (modulus.n.bit_length() + 7) // 8),
-            "e": _uint(modulus.e, (modulus.e.bit_length() + 7) // 8),
-        }
+        jwk = {"kty": "RSA", "n": _uint(modulus.n), "e": _uint(modulus.e)}
+        usual = "RS256"
     else:
         jwk = {"kty": "OKP", "crv": "Ed25519", "x": b64encode(public.public_bytes_raw()).decode()}
-    return {**jwk, "kid": kid or thumbprint(jwk), "use": "sig", "alg": alg}
+        usual = "Ed25519"
+    return {**jwk, "kid": kid or thumbprint(jwk), "use": "sig", "alg": alg or usual}
 
 
 def _parse_jwks(raw: bytes) -> dict[str, Any]:
@@ -238,5 +240,5 @@ def _octets(jwk: Mapping[str, Any], name: str, size: int | None = None) -> bytes
     return raw
 
 
-def _uint(value: int, size: int) -> str:
-    return b64encode(value.to_bytes(size)).decode()
+def _uint(value: int, size: int | None = None) -> str:
+    return b64encode(value.to_bytes(size or (value.bit_length() + 7) // 8)).decode()

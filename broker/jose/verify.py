@@ -86,7 +86,7 @@ def verify(token: str, key_lookup: KeyLookup, profile: Profile, now_s: int) -> C
 def verify_parsed(parsed: Unverified, key_lookup: KeyLookup, profile: Profile, now_s: int) -> Claims:
     """As `verify`, for a caller that had to look at the unverified issuer first to know whose keys to use.
 
-    `parsed` must come from `parse` with bounds that are no wider than the profile's.
+    The profile's `max_bytes` is for `parse`, which has happened by now; its header rules are checked here again.
     """
     header = parsed.header
     _check_header(header, profile)
@@ -99,6 +99,9 @@ def verify_parsed(parsed: Unverified, key_lookup: KeyLookup, profile: Profile, n
 
 
 def _check_header(header: Header, profile: Profile) -> None:
+    for name, _ in header.extra:
+        if name not in profile.header_members:
+            raise HeaderRefused(f"The header member {name[:40]!r} is not allowed here.", reason="header_member")
     if header.alg not in profile.algs:
         raise refuse_alg(header.alg, profile.algs)
     if header.typ is None:
