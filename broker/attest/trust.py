@@ -5,12 +5,16 @@ and which claims it is known to carry. An unknown member in a row refuses to loa
 ignored in silence.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, model_validator
 
+Issuer = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[!-~]+$")]
+"""Compared with a token's `iss` character by character: a trailing slash or another case is another issuer."""
+
 Replay = Literal["single_use", "reusable"]
-Alg = Literal["ES256", "ES384", "ES512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "Ed25519", "EdDSA"]
+SpiffeAlg = Literal["ES256", "ES384", "ES512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"]
+Alg = SpiffeAlg | Literal["Ed25519", "EdDSA"]
 
 
 class _Strict(BaseModel):
@@ -52,7 +56,7 @@ class SpiffeTrust(_Row):
 
     kind: Literal["spiffe"]
     trust_domain: str = Field(pattern=r"^[a-z0-9._-]{1,255}$")
-    algs: tuple[Alg, ...] = ("ES256", "ES384", "ES512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
+    algs: tuple[SpiffeAlg, ...] = Field(default=get_args(SpiffeAlg), min_length=1)
     replay: Replay = "reusable"
 
 
@@ -60,8 +64,8 @@ class KubernetesTrust(_Row):
     """A cluster's projected service-account tokens (not legacy ones: those have no audience of ours and no expiry)."""
 
     kind: Literal["kubernetes"]
-    issuer: str
-    algs: tuple[Alg, ...] = ("RS256", "ES256")
+    issuer: Issuer
+    algs: tuple[Alg, ...] = Field(default=("RS256", "ES256"), min_length=1)
     replay: Replay = "reusable"
 
 
@@ -69,8 +73,8 @@ class GitHubTrust(_Row):
     """GitHub Actions OIDC. Identities must be bound on `repository_id` and `repository_owner_id`, never on names."""
 
     kind: Literal["github"]
-    issuer: str = "https://token.actions.githubusercontent.com"
-    algs: tuple[Alg, ...] = ("RS256",)
+    issuer: Issuer = "https://token.actions.githubusercontent.com"
+    algs: tuple[Alg, ...] = Field(default=("RS256",), min_length=1)
     replay: Replay = "single_use"
     allow_pull_requests: bool = False
 
@@ -79,8 +83,8 @@ class OidcTrust(_Row):
     """Any other OpenID-Connect-like issuer. Claims in neither `required` nor `known` raise an alert in the log."""
 
     kind: Literal["oidc"]
-    issuer: str
-    algs: tuple[Alg, ...] = ("ES256",)
+    issuer: Issuer
+    algs: tuple[Alg, ...] = Field(default=("ES256",), min_length=1)
     replay: Replay = "single_use"
     required: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
@@ -91,7 +95,7 @@ class KeyTrust(_Row):
 
     kind: Literal["key"]
     subject: str = Field(min_length=1, max_length=200)
-    algs: tuple[Alg, ...] = ("ES256",)
+    algs: tuple[Alg, ...] = Field(default=("ES256",), min_length=1)
     replay: Literal["single_use"] = "single_use"
     max_lifetime_s: int = Field(default=300, ge=10, le=600)
 
