@@ -1,0 +1,240 @@
+"""The follower of the revocation feed: connects, applies, acknowledges, and starts over when anything is wrong.
+
+One connection at a time. What is heard goes through `view.RevocationView`, which decides what it means; an
+acknowledgement leaves only after that, from a task of its own, so that a slow answer delays no kill. There is no
+"give up": while nothing is heard the view grows old, and a strict verifier refuses by itself.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import httpx2
+
+from broker.sdk.errors import SdkError
+from broker.sdk.identity import Identity
+from broker.sdk.protocol import Response, refusal
+from broker.sdk.published import Published
+from broker.sdk.view import FeedBroken, RevocationView, Then
+from broker.wire import Cursor
+
+MAX_EVENT = 8 * 1024 * 1024
+"""Bytes of one event. A snapshot of a hundred thousand kills fits."""
+
+MAX_REFUSAL = 16_384
+SILENCE_S = 4.0
+"""A connection that says nothing for this long is dead: heartbeats come every second."""
+
+ACK_TIMEOUT_S = 2.0
+FIRST_DELAY_S = 0.1
+LONGEST_DELAY_S = 5.0
+
+logger = logging.getLogger(__name__)
+_random = secrets.SystemRandom()
+
+
+@dataclass(frozen=True, slots=True)
+class FeedStatus:
+    """For a service's metrics and readiness. `position` is what is applied; `age_s` is None before any heartbeat."""
+
+    connected: bool
+    epoch: str | None
+    position: int
+    kills: int
+    age_s: float | None
+    reconnects: int
+    acknowledged: int
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a verifier instance says about itself when it connects."""
+
+    instance: str
+    audiences: tuple[str, ...]
+    mode: str
+    bound_ms: int
+
+    def query(self, stamp: int, cursor: Cursor | None) -> dict[str, str | int | Sequence[str]]:
+        """The stream's query parameters."""
+        query: dict[str, str | int | Sequence[str]] = {
+            "instance": self.instance,
+            "audience": self.audiences,
+            "mode": self.mode,
+            "bound_ms": self.bound_ms,
+            "leeway_ms": 0,
+            "stamp": stamp,
+        }
+        return query if cursor is None else query | {"cursor": str(cursor)}
+
+
+class Follower:
+    """Keeps one `RevocationView` current until it is cancelled."""
+
+    def __init__(
+        self,
+        *,
+        issuer: str,
+        identity: Identity,
+        registration: Registration,
+        view: RevocationView,
+        published: Published,
+        http: httpx2.AsyncClient,
+        forget_tokens: Callable[[], None],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`forget_tokens` is called when tokens verified so far may no longer count as verified."""
+        self._issuer = issuer
+        self._identity = identity
+        self._registration = registration
+        self._view = view
+        self._published = published
+        self._http = http
+        self._forget_tokens = forget_tokens
+        self._sleep = sleep
+        self._connected = False
+        self._failures = 0  # since the last heartbeat
+        self._reconnects = 0
+        self._acknowledged = 0
+        self._last_error: str | None = None
+        self.heard = asyncio.Event()
+        """Set by the first heartbeat."""
+
+    @property
+    def status(self) -> FeedStatus:
+        """How the feed is doing, at this moment."""
+        age = self._view.age_ns()
+        return FeedStatus(
+            connected=self._connected,
+            epoch=self._view.epoch,
+            position=self._view.position,
+            kills=len(self._view.kills),
+            age_s=None if age is None else age / 1e9,
+            reconnects=self._reconnects,
+            acknowledged=self._acknowledged,
+            last_error=self._last_error,
+        )
+
+    async def run(self) -> None:
+        """Follow for ever."""
+        while True:
+            try:
+                await self._follow()
+                self._last_error = "The broker closed the stream."
+            except (httpx2.HTTPError, SdkError, FeedBroken) as error:
+                self._last_error = f"{type(error).__name__}: {error}"
+                self._published.forget_metadata()
+            except Exception as error:  # a defect here must not end the following: log it, and connect again
+                self._last_error = type(error).__name__
+                logger.exception("the feed's follower failed")
+            self._connected = False
+            self._failures += 1
+            self._reconnects += 1
+            logger.warning("feed lost: %s", self._last_error)
+            # A random share of the whole delay, so that a broker that restarts is not met by everybody at once.
+            longest = min(FIRST_DELAY_S * 2 ** min(self._failures, 10), LONGEST_DELAY_S)
+            await self._sleep(_random.uniform(0, longest))
+
+    async def _follow(self) -> None:
+        control = (await self._published.metadata()).control
+        assertion = await asyncio.to_thread(self._identity.assertion, self._issuer)
+        cursor = self._view.cursor()
+        self._view.connecting(cursor)
+        async with self._http.stream(
+            "GET",
+            f"{control}/v1/revocations/stream",
+            params=self._registration.query(self._view.stamp(), cursor),
+            headers={"Authorization": f"Bearer {assertion}", "Accept-Encoding": "identity"},
+            timeout=httpx2.Timeout(ACK_TIMEOUT_S, read=SILENCE_S),
+        ) as stream:
+            if stream.status_code != 200:
+                raise await _refused(stream)
+            await self._listen(stream, f"{control}/v1/revocations/ack")
+
+    async def _listen(self, stream: httpx2.Response, ack_url: str) -> None:
+        due = asyncio.Event()
+        acknowledging: asyncio.Task[None] | None = None
+        try:
+            async for event in httpx2.EventSource(stream, max_event_size=MAX_EVENT):
+                body = _object(event.data)
+                then = self._view.apply(event.event, body)
+                self._connected = True
+                if event.event == "hello":
+                    if acknowledging is not None:
+                        raise FeedBroken("a second hello")
+                    token = str(body.get("session_token"))
+                    acknowledging = asyncio.create_task(self._acknowledge(ack_url, token, due))
+                self._obey(then, due)
+                if event.event == "heartbeat":
+                    self._failures = 0
+                    self.heard.set()
+                if acknowledging is not None and acknowledging.done():
+                    raise FeedBroken("the session has run out")
+        finally:
+            if acknowledging is not None:
+                acknowledging.cancel()
+                await asyncio.gather(acknowledging, return_exceptions=True)
+
+    def _obey(self, then: Then, due: asyncio.Event) -> None:
+        if Then.ACKNOWLEDGE in then:
+            due.set()
+        if Then.FORGET_TOKENS in then:
+            self._published.distrust()
+            self._forget_tokens()
+        if Then.REFETCH_KEYS in then:
+            self._published.want()
+
+    async def _acknowledge(self, url: str, session_token: str, due: asyncio.Event) -> None:
+        """Report what is in force whenever that is due; returns when the session is no longer accepted.
+
+        Reports are cumulative, so kills that arrive while one is under way share the next.
+        """
+        while True:
+            await due.wait()
+            due.clear()
+            cursor = self._view.applied()
+            if cursor is None:
+                continue
+            body = {"instance": self._registration.instance, "cursor": str(cursor), "stamp": self._view.stamp()}
+            headers = {"Authorization": f"Bearer {session_token}"}
+            try:
+                answer = await self._http.post(url, json=body, headers=headers, timeout=ACK_TIMEOUT_S)
+            except httpx2.HTTPError as error:  # the next heartbeat is due in a second and says the same
+                logger.warning("acknowledgement failed: %s", type(error).__name__)
+                continue
+            if answer.status_code in {401, 403}:
+                return
+            if answer.is_success:
+                self._acknowledged = max(self._acknowledged, cursor.position)
+
+
+async def _refused(stream: httpx2.Response) -> SdkError:
+    body = bytearray()
+    async for chunk in stream.aiter_bytes():
+        body += chunk
+        if len(body) > MAX_REFUSAL:
+            break
+    headers = {name.lower(): value for name, value in stream.headers.items()}
+    response = Response(stream.status_code, headers, bytes(body))
+    return refusal(response.status, _object_or_nothing(response.body), response.headers)
+
+
+def _object_or_nothing(content: bytes) -> dict[str, object]:
+    with contextlib.suppress(FeedBroken):
+        return _object(content)
+    return {}
+
+
+def _object(text: str | bytes) -> dict[str, object]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FeedBroken("an event that is not JSON") from error
+    if type(value) is not dict:
+        raise FeedBroken("an event that is not an object")
+    return value
