@@ -1,0 +1,115 @@
+"""The registry of event types: an append-only wire format.
+
+A type, once released, keeps its name, its meaning and its required fields forever; a new optional field may be added.
+The golden files under `tests/ledger/golden` pin the bytes of each. Fields that name things carry identifiers, never
+secrets; personal text appears only as a commitment (`events.commitment`).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class EventType:
+    """One type: what it says happened, the fields that it must have and all that it may have."""
+
+    name: str
+    meaning: str
+    required: frozenset[str]
+    fields: frozenset[str]
+
+
+def _type(name: str, meaning: str, required: str = "", optional: str = "") -> EventType:
+    needed = frozenset(required.split())
+    return EventType(name, meaning, needed, needed | frozenset(optional.split()))
+
+
+def _table(types: Iterable[EventType]) -> Mapping[str, EventType]:
+    table: dict[str, EventType] = {}
+    for known in types:
+        if known.name in table or known.fields & {"seq", "t", "type"}:
+            raise ValueError(f"event type {known.name!r} is registered twice or redefines the envelope")
+        table[known.name] = known
+    return MappingProxyType(table)
+
+
+# What every outcome of a credential request shares (commands.issue.Asked and Verdict).
+_ASKED = "agent workload"
+_ASKED_MAYBE = "proof task resource actions parameters"
+_VERDICT = "outcome policies bundle registry"
+_VERDICT_MAYBE = "why"
+
+EVENT_TYPES = _table(
+    (
+        # --- the ledger and the process
+        _type("ledger.created", "The ledger begins: its epoch, format and checkpoint origin.", "epoch format origin"),
+        _type("broker.started", "A broker process began to serve.", "role version"),
+        _type("registry.loaded", "Another registry is in force, and what it changes.", "hash diff actor", "reason"),
+        _type(
+            "policies.loaded", "Another policy bundle is in force, and what it changes.", "hash diff actor", "reason"
+        ),
+        _type("reload.failed", "Files were refused; the last good ones stay in force.", "what problems actor"),
+        _type("alarm", "Something that a human should look at.", "alarm sentence", "subject actor"),
+        # --- signing keys
+        _type("key.published", "A public key that others learn of before it signs.", "kid purpose jwk"),
+        _type("key.activated", "From here on this key signs.", "kid purpose actor reason"),
+        _type(
+            "key.retired",
+            "The key signs nothing more; what it signed lives on until it expires.",
+            "kid purpose actor reason",
+        ),
+        # --- callers
+        _type(
+            "authenticated",
+            "A caller spent its single-use proof on a route that has no event of its own.",
+            "caller route proof",
+        ),
+        _type("session.opened", "A caller exchanged its proof for a session token.", "caller expires", "proof"),
+        _type("refusals", "Refusals before authentication, counted per reason since a time.", "since counts"),
+        # --- tasks
+        _type(
+            "task.opened",
+            "One piece of work by one agent begins. Purpose, reference and on whose behalf are commitments.",
+            "task agent workload purpose trigger deadline",
+            "proof trigger_ref on_behalf_of heartbeat_ms parent",
+        ),
+        _type("task.ended", "The work is over, and so is everything under it.", "task agent reason live", "children"),
+        _type("task.expired", "The deadline or a heartbeat was missed.", "task agent reason live", "children"),
+        # --- requests for credentials
+        _type(
+            "issued",
+            "A credential, decided and fixed. It leaves only after this is durable.",
+            f"{_ASKED} {_VERDICT} task resource actions jti kid iat exp",
+            f"{_ASKED_MAYBE} {_VERDICT_MAYBE} implicit",
+        ),
+        _type("failed", "An issuance that was committed and could not be minted: nothing left.", "jti task why"),
+        _type(
+            "refused",
+            "An authenticated caller was refused, and why.",
+            "reason",
+            f"{_ASKED} {_ASKED_MAYBE} {_VERDICT} {_VERDICT_MAYBE} hold caller route",
+        ),
+        _type(
+            "approval.requested",
+            "The request waits for a human, who will be shown exactly what the digest covers.",
+            f"{_ASKED} {_VERDICT} approval digest expires",
+            f"{_ASKED_MAYBE} {_VERDICT_MAYBE}",
+        ),
+        # --- kills and who heard of them
+        _type(
+            "killed",
+            "All that matches and has a lower position is dead, for good.",
+            "kill target value matches actor reason tasks",
+            "hold",
+        ),
+        _type("hold.lifted", "The standing stop is over; nothing revives.", "hold actor reason"),
+        _type(
+            "verifier.registered",
+            "A verifier instance follows the feed.",
+            "verifier instance audiences mode bound_ms leeway_ms",
+            "proof",
+        ),
+        _type("acknowledged", "Verifier instances reported kills live in their processes.", "acks"),
+    )
+)
