@@ -51,8 +51,8 @@ def _listen(value: str) -> str:
     return value
 
 
-def _public_url(value: str) -> str:
-    """An origin: compared byte for byte by clients, so there must be one way to write it."""
+def public_url(value: str) -> str:
+    """A public URL of ours, unchanged. Clients compare it byte for byte, so there is one way to write it: ValueError."""
     parts = urlsplit(value)
     if parts.scheme not in ("https", "http") or not parts.hostname or value != f"{parts.scheme}://{parts.netloc}":
         raise ValueError("must be a URL such as https://taskpass.example.com, without a path or a '/' at its end")
@@ -70,7 +70,7 @@ def _networks(value: str) -> str:
 
 
 Listen = Annotated[str, AfterValidator(_listen)]
-PublicUrl = Annotated[str, AfterValidator(_public_url)]
+PublicUrl = Annotated[str, AfterValidator(public_url)]
 
 
 class _Section(BaseModel):
@@ -121,7 +121,7 @@ class PoliciesSection(_Section):
     """What is allowed."""
 
     path: Path = Field(
-        default=Path("policies"), description="Directory with `permits/`, `gates/`, `nevers/`, `cases/`."
+        default=Path("policies"), description="Directory with `permits/`, `gates/`, `nevers/` and `cases.yaml`."
     )
 
 

@@ -23,6 +23,7 @@ _SENTENCES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "union_tag_invalid": lambda error: f"kind must be one of {error['ctx']['expected_tags']}",
     "greater_than_equal": lambda error: f"must be at least {error['ctx']['ge']}",
     "less_than_equal": lambda error: f"must be at most {error['ctx']['le']}",
+    "string_pattern_mismatch": lambda error: f"has another form than {error['ctx']['pattern']}",
     "string_too_short": lambda _: "must not be empty",
     "string_too_long": lambda error: f"must be at most {error['ctx']['max_length']} characters long",
     "too_short": lambda _: "must not be empty",
