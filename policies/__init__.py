@@ -12,7 +12,11 @@ nothing of the broker and can be used without it.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
+
+BASELINE = Path(__file__).parent / "baseline"
+"""A small bundle with its cases, for the invoice-dispute workflow: what a new installation starts from."""
 
 # --- What policies talk about -----------------------------------------------------------------------------------------
 

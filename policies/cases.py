@@ -164,7 +164,7 @@ def _mistyped(entry: dict[Any, Any], types: Mapping[str, type], required: set[st
         if key not in types:
             yield f"unknown key {str(key)[:80]!a}"
         elif type(value) is not types[key]:
-            yield f"{key} must be a {types[key].__name__}"
+            yield f"{key} must be of type {types[key].__name__}"
     yield from (f"{key} is missing" for key in sorted(required - entry.keys()))
 
 
@@ -191,7 +191,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            mark = self.get_event().start_mark
+            mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem="aliases are not used here", problem_mark=mark)
         return super().compose_node(parent, index)
 

@@ -97,6 +97,8 @@ def encode(request: Request, vocabulary: Vocabulary) -> dict[str, Any]:
     What agents control reaches Cedar only as scalars under declared names, so no JSON of theirs is read as an entity
     or an extension value. Entities are given as dicts: no id is ever parsed as Cedar text.
     """
+    if not all(type(id_) is str for id_ in (request.agent, request.action, request.resource, request.trigger)):
+        raise RequestRefused("agent, action, resource and trigger must be strings")
     action = vocabulary.actions.get(request.action)
     if action is None:
         raise RequestRefused("the action is not registered")
