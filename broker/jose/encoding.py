@@ -74,7 +74,7 @@ def printable(value: object, *, limit: int) -> bool:
 
 def _refuse_deep(value: object, what: str) -> None:
     level: list[Any] = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         level = [
             child
             for node in level
