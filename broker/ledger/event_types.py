@@ -103,7 +103,7 @@ EVENT_TYPES = _table(
             "kill target value matches actor reason tasks",
             "hold",
         ),
-        _type("hold.lifted", "The standing stop is over; nothing revives.", "hold actor reason"),
+        _type("hold.lifted", "The standing stop is over; nothing revives.", "hold target value actor reason"),
         _type(
             "verifier.registered",
             "A verifier instance follows the feed.",

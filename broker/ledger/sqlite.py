@@ -198,7 +198,7 @@ class SqliteLedger:
     def close(self) -> None:
         """Let go of the file. Later calls raise."""
         with self._writing, self._sharing:
-            for connection in (self._connection, self._watcher, *self._idle):
+            for connection in (*self._idle, self._watcher, self._connection):  # the last one tidies up, if it may write
                 connection.close()
             self._idle.clear()
             self._stopped = self._stopped or LedgerStopped("The ledger is closed.")

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -31,11 +32,15 @@ _STORE_FAULTS: Final = frozenset(
 
 
 def connect(
-    path: Path, *, writing: bool = False, connection_type: type[sqlite3.Connection] = sqlite3.Connection
+    path: Path,
+    *,
+    writing: bool = False,
+    immutable: bool = False,
+    connection_type: type[sqlite3.Connection] = sqlite3.Connection,
 ) -> sqlite3.Connection:
-    """A connection to an existing file, in autocommit mode. Raises sqlite3.Error."""
+    """A connection to an existing file, in autocommit mode. `immutable`: nobody writes it. Raises sqlite3.Error."""
     connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={'rw' if writing else 'ro'}",
+        f"{path.absolute().as_uri()}?mode={'rw' if writing else 'ro'}{'&immutable=1' if immutable else ''}",
         uri=True,
         timeout=_BUSY_S,
         isolation_level=None,
@@ -114,14 +119,27 @@ def bring_up_to_date(connection: sqlite3.Connection, path: Path) -> None:
         raise LedgerNotOpened(f"{path} lies where SQLite cannot keep a write-ahead log.")
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the schema to the newest version, inside the caller's transaction."""
+def migrate(connection: sqlite3.Connection, *, up_to: int | None = None) -> None:
+    """Bring the schema to the newest version, or to `up_to`, inside the caller's transaction."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     for number, script in _migrations():
-        if number > version:
+        if number > version and (up_to is None or number <= up_to):
             for statement in _statements(script):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {number}")
+
+
+def schema_of(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
+    """(type, name, definition) of every table, index, trigger and view."""
+    rows = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")
+    return {(str(kind), str(name), str(sql)) for kind, name, sql in rows}
+
+
+def expected_schema(version: int) -> set[tuple[str, str, str]]:
+    """What `schema_of` gives for an untouched ledger of this schema version."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        migrate(connection, up_to=version)
+        return schema_of(connection)
 
 
 def result_code(error: BaseException) -> int | None:
