@@ -15,7 +15,7 @@ from cedarpy import pst
 
 from policies import Cause, Gate, Never, PolicyInvalid, Problem, Vocabulary
 from policies.engine import Engine
-from policies.lint import misspelled
+from policies.lint import Lexicon
 from policies.model import Bundle, Difference, Folder, Policy, diff, read_only
 from policies.schema import Compiled, compile_vocabulary, sample_requests
 from policies.text import MAX_POLICIES, Statement, bounds, statements
@@ -223,8 +223,9 @@ def _validate(policies: list[Policy], compiled: Compiled) -> Iterator[Problem]:
         policy = policies[int(position)] if position.isdigit() and int(position) < len(policies) else None
         message = _first_line(error.error).removeprefix(f"for policy `{error.policy_id}`, ")
         yield Problem(message, policy.file, policy.line) if policy else Problem(message)
+    lexicon = Lexicon(compiled.vocabulary)
     for policy in policies:
-        for message in misspelled(policy.node, compiled.vocabulary):
+        for message in lexicon.misspelled(policy.node):
             yield Problem(message, policy.file, policy.line)
 
 

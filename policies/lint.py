@@ -15,20 +15,25 @@ from policies.schema import entity_ids
 _COMPARISONS = frozenset({"eq", "not_eq", "contains", "contains_all", "contains_any"})
 
 
-def misspelled(node: pst.Template, vocabulary: Vocabulary) -> Iterator[str]:
-    """What a policy names that the vocabulary does not have. Actions and attributes are left to Cedar's validator."""
-    known = entity_ids(vocabulary)
-    for uid in sorted(pst.entity_uids(node), key=str):
-        kind = str(uid.type)
-        if kind != "Action" and kind in known and uid.id not in known[kind]:
-            yield f"{kind} {uid.id!a} is not registered"
-    closed = _closed_sets(vocabulary)
-    for comparison in _comparisons(node.clauses):
-        for one, other in ((comparison.left, comparison.right), (comparison.right, comparison.left)):
-            path = _path(one)
-            if path in closed:
-                for text in sorted(set(_strings(other)) - closed[path]):
-                    yield f"{path} is never {text!a}: it is one of {', '.join(sorted(closed[path])) or 'nothing'}"
+class Lexicon:
+    """The names and closed sets of one vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._known = entity_ids(vocabulary)
+        self._closed = _closed_sets(vocabulary)
+
+    def misspelled(self, node: pst.Template) -> Iterator[str]:
+        """What a policy names that is not here. Actions and attributes are left to Cedar's validator."""
+        for uid in sorted(pst.entity_uids(node), key=str):
+            kind = str(uid.type)
+            if kind != "Action" and kind in self._known and uid.id not in self._known[kind]:
+                yield f"{kind} {uid.id!a} is not registered"
+        for comparison in _comparisons(node.clauses):
+            for one, other in ((comparison.left, comparison.right), (comparison.right, comparison.left)):
+                allowed = self._closed.get(path := _path(one))
+                if allowed is not None:
+                    for text in sorted(set(_strings(other)) - allowed):
+                        yield f"{path} is never {text!a}: it is one of {', '.join(sorted(allowed)) or 'nothing'}"
 
 
 def _closed_sets(vocabulary: Vocabulary) -> dict[str, frozenset[str]]:

@@ -64,11 +64,12 @@ class Slices:
             candidates = self._by_action.get(action)
             if candidates is None:
                 resource = vocabulary.actions[action].resource
+                acts, resources = above("Action", action), above("Resource", resource)
                 candidates = self._by_action[action] = tuple(
                     policy
                     for policy in self._bundle.policies.values()
-                    if _may_match(policy.node.action, ("Action", action), above("Action", action))
-                    and _may_match(policy.node.resource, ("Resource", resource), above("Resource", resource))
+                    if _may_match(policy.node.action, ("Action", action), acts)
+                    and _may_match(policy.node.resource, ("Resource", resource), resources)
                 )
             groups = above("Agent", agent)
             matching = tuple(p for p in candidates if _may_match(p.node.principal, ("Agent", agent), groups))

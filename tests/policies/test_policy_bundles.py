@@ -164,15 +164,19 @@ REFUSED = {
     ),
     "outside a closed set": (
         "nevers",
-        '@id("x") forbid(principal, action == Action::"credits:propose", resource) '
-        'when { context.parameters has reason && context.parameters.reason == "eror" };',
+        (
+            '@id("x") forbid(principal, action == Action::"credits:propose", resource) '
+            'when { context.parameters has reason && context.parameters.reason == "eror" };'
+        ),
         1,
         "context.parameters.reason is never 'eror'",
     ),
     "optional parameter unguarded": (
         "nevers",
-        '@id("x") forbid(principal, action == Action::"invoices:note", resource) '
-        'when { context.parameters.note == "a" };',
+        (
+            '@id("x") forbid(principal, action == Action::"invoices:note", resource) '
+            'when { context.parameters.note == "a" };'
+        ),
         1,
         "note",
     ),

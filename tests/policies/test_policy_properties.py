@@ -1,6 +1,7 @@
 """Laws that hold for every bundle and request."""
 
 import contextlib
+import dataclasses
 import random
 
 import cedarpy
@@ -52,6 +53,26 @@ def test_slices_and_batches_answer_as_the_full_set_asked_one_by_one(files, asked
         cause = decision.cause.value if isinstance(decision, Never) else None
         assert (decision.outcome, cause, set(decision.policies)) == plainly(deciding.bundle, request)
         assert decision == deciding.decide(request)
+
+
+@settings(max_examples=25, deadline=None)
+@given(bundles(), requests())
+def test_slices_hold_for_every_agent_and_action_at_once(files, model):
+    deciding = engine(files)
+    amounts = {"amount_cents": 1001, "invoice": "i"}
+    asked = [
+        dataclasses.replace(
+            model,
+            agent=agent,
+            action=id_,
+            resource=action.resource,
+            parameters={name: value for name, value in amounts.items() if name in action.parameters},
+        )
+        for agent in VOCABULARY.agents
+        for id_, action in VOCABULARY.actions.items()
+    ]
+    for request, decision in zip(asked, deciding.decide_batch(asked), strict=True):
+        assert (decision.outcome, set(decision.policies)) == plainly(deciding.bundle, request)[::2]
 
 
 @FEW
