@@ -1,4 +1,4 @@
-"""The oldest versions without a known advisory in what is installed: an advisory feed may be empty, this list is not."""
+"""The oldest versions without a known advisory, asserted: an advisory feed may be empty, this list is not."""
 
 from importlib.metadata import PackageNotFoundError, version
 
