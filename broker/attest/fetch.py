@@ -95,14 +95,14 @@ async def fetch(endpoint: Endpoint, *, resolve: Resolve = resolve, deadline_s: f
     """The body behind the endpoint. Raises FetchFailed for anything but a plain 200 within the bounds."""
     try:
         async with asyncio.timeout(deadline_s):
-            return await _fetch(endpoint, resolve)
+            return await _fetch(endpoint, resolve, deadline_s / 3)  # a dead address leaves time for the next
     except TimeoutError:
         raise FetchFailed(f"no complete answer from {endpoint.url} within {deadline_s:g} s") from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError) as error:  # ssl.SSLError is an OSError
         raise FetchFailed(f"{endpoint.url}: {type(error).__name__}: {str(error)[:200]}") from error
 
 
-async def _fetch(endpoint: Endpoint, resolve: Resolve) -> bytes:
+async def _fetch(endpoint: Endpoint, resolve: Resolve, connect_s: float) -> bytes:
     url = httpx2.URL(endpoint.url)
     if url.scheme != "https" or not url.host or url.userinfo:
         raise FetchFailed(f"{endpoint.url} is not a plain https URL")
@@ -111,11 +111,12 @@ async def _fetch(endpoint: Endpoint, resolve: Resolve) -> bytes:
         check_address(address, allow_private=endpoint.allow_private)
     context = await asyncio.to_thread(_tls, endpoint.ca_file)
     failure: Exception = FetchFailed(f"{url.host} has no address")
-    async with httpx2.AsyncClient(verify=context, trust_env=False, follow_redirects=False, timeout=None) as client:
+    timeout = httpx2.Timeout(None, connect=connect_s)
+    async with httpx2.AsyncClient(verify=context, trust_env=False, follow_redirects=False, timeout=timeout) as client:
         for address in addresses:
             try:
                 return await _get(client, url, address)
-            except httpx2.ConnectError as error:
+            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
                 failure = error
     raise failure
 
