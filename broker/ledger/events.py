@@ -1,8 +1,8 @@
 """Events as bytes. Pure.
 
 The bytes that were written are what is hashed, so no canonical form is needed, and nothing is ever encoded again. An
-event is one JSON object that begins with its position, its ledger time and its type. JSON escapes control characters,
-so no caller's text can break a line of an export or reach a terminal raw.
+event is one JSON object that begins with its position, its ledger time and its type. JSON escapes control characters
+(U+0000 to U+001F), so no caller's text can break a line of an export or smuggle an escape sequence into one.
 """
 
 import hashlib

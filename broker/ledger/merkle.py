@@ -176,11 +176,11 @@ def verify_consistency(*, size1: int, root1: bytes, size2: int, root2: bytes, pr
     """
     if not 0 < size1 <= size2:
         raise ProofInvalid(f"there is no consistency proof from {size1} to {size2}")
-    _check_hashes(root1, root2, *proof)
     if size1 == size2:
         if proof or root1 != root2:
             raise ProofInvalid("two trees of one size, and they differ")
         return
+    _check_hashes(root1, root2, *proof)
     # A complete old tree is itself the first hash, and is left out of the proof.
     hashes = [root1, *proof] if size1 & (size1 - 1) == 0 else list(proof)
     if not hashes:
