@@ -3,7 +3,7 @@
 A mechanism is a value made from a trust row. The checks themselves run in one place (`attester`), the same for all.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -58,7 +58,7 @@ def refuse(claim: str, sentence: str) -> AttestationFailed:
     return AttestationFailed(f"claim_{claim.replace('.', '_')}", sentence)
 
 
-def flat(claims: Mapping[str, Any], names: Iterator[str] | frozenset[str]) -> dict[str, str]:
+def flat(claims: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
     """The named claims as strings that identities can be compared with; booleans and integers as JSON writes them.
 
     What is absent or empty is left out, so that no identity can match on nothing.

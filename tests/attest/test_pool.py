@@ -119,3 +119,13 @@ def test_profiles_for_many_audiences_do_not_pile_up() -> None:
         assert pool.attest(assertion(aud=f"https://{n}.example"), audiences={f"https://{n}.example"}, now_ms=NOW_MS)
     with pytest.raises(AttestationFailed):
         pool.attest(assertion(aud="https://1.example"), audiences={"https://2.example"}, now_ms=NOW_MS)
+
+
+def test_a_client_with_two_remote_rows_makes_one_fetch_for_a_request() -> None:
+    issuer = Issuer(jwk(OTHER_EC, kid="k2"))
+    rows = [key_row(jwks=REMOTE), key_row(id="next", jwks=KeySource(url="https://next.example/jwks"))]
+    pool = AttesterPool(rows, fetch=issuer)
+    with pytest.raises(AttestationFailed) as refused:
+        asyncio.run(pool.attest_fresh(assertion(), audiences={AUDIENCE}, now_ms=NOW_MS))
+    assert refused.value.reason == "unknown_key"
+    assert len(issuer.asked) == 1
