@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from broker.errors import ConfigurationInvalid, Problem, Unavailable
-from broker.jose import Signer, public_jwk
+from broker.jose import KeySet, Signer, load_jwks, public_jwk
 from broker.ledger import Ledger, views
 from broker.ledger.commands.admin import NewKey
 
@@ -48,7 +48,9 @@ class Sealer:
     def open(self, purpose: Purpose, kid: str, sealed: bytes) -> bytes:
         """The private key. Raises ConfigurationInvalid when it was sealed under another key or was changed."""
         try:
-            return self._aead.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], f"taskpass:{purpose}:{kid}".encode())
+            return self._aead.decrypt(
+                sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], f"taskpass:{purpose}:{kid}".encode()
+            )
         except InvalidTag:
             raise ConfigurationInvalid(
                 f"Signing key {kid} does not open: it was sealed under another encryption key than the configured one."
@@ -87,7 +89,9 @@ class Sealer:
 
 def make_key(purpose: Purpose, sealer: Sealer) -> NewKey:
     """A new signing key. Its kid is the RFC 7638 thumbprint of its public part."""
-    private = ed25519.Ed25519PrivateKey.generate() if purpose == "checkpoint" else ec.generate_private_key(ec.SECP256R1())
+    private = (
+        ed25519.Ed25519PrivateKey.generate() if purpose == "checkpoint" else ec.generate_private_key(ec.SECP256R1())
+    )
     jwk = public_jwk(private.public_key())
     der = private.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     return NewKey(kid=jwk["kid"], purpose=purpose, jwk=jwk, sealed=sealer.seal(purpose, jwk["kid"], der))
@@ -101,6 +105,7 @@ class Keyring:
         self._sealer = sealer
         self._now = now
         self._signers: dict[str, Signer] = {}
+        self._verifying: dict[Purpose, tuple[list[dict[str, Any]], KeySet]] = {}
 
     def make(self, purpose: Purpose) -> NewKey:
         """A new key, sealed for this ledger."""
@@ -124,6 +129,14 @@ class Keyring:
             raise Unavailable("No session signing key is active.")
         return self.signer(rows[-1].kid)
 
+    def verifying(self, purpose: Purpose) -> KeySet:
+        """The public keys that may have signed what is still valid, for checking what comes back to us."""
+        keys = self.public(purpose)
+        known = self._verifying.get(purpose)
+        if known is None or known[0] != keys:
+            known = self._verifying[purpose] = (keys, load_jwks({"keys": keys}))
+        return known[1]
+
     def checkpoint_key(self) -> ed25519.Ed25519PrivateKey:
         """The key that signs the ledger's checkpoints."""
         with self._ledger.read() as r:
@@ -144,7 +157,7 @@ class Keyring:
             elif row.kid not in self._signers:
                 key = load_der_private_key(self._sealer.open(_purpose(row), row.kid, row.sealed), None)
                 assert isinstance(key, ec.EllipticCurvePrivateKey)
-                self._signers[row.kid] = Signer(kid=row.kid, key=key)
+                self._signers[row.kid] = Signer(private_key=key, kid=row.kid)
 
     def public(self, purpose: Purpose) -> list[dict[str, Any]]:
         """The public keys of a purpose that may have signed, or will sign, what is still valid."""
@@ -156,7 +169,11 @@ class Keyring:
         with self._ledger.read() as r:
             rows = views.keys(r, purpose="token")
         oldest = self._now() - keep_retired_ms
-        published = [row.jwk for row in rows if row.state in ("next", "active") or (row.state == "retired" and (row.retired or 0) > oldest)]
+        published = [
+            row.jwk
+            for row in rows
+            if row.state in ("next", "active") or (row.state == "retired" and (row.retired or 0) > oldest)
+        ]
         return {"keys": published}
 
 

@@ -28,6 +28,7 @@ class Workload:
     """A running process that proved its identity. Only an attester makes one, after every check has passed."""
 
     trust: str  # id of the trust row that vouched for it
+    kind: str  # of that row: spiffe, kubernetes, github, oidc, key
     issuer: str
     subject: str
     claims: Mapping[str, Any]  # checked claims that identities may be matched on

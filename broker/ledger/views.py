@@ -1,16 +1,18 @@
 """Questions to the ledger's projections. Every function takes a `Reader` (one consistent snapshot) and returns values."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from broker.ledger import Reader
+from broker.ledger import Reader, make_id, parse_id
 from broker.model import Task, TaskState
 from broker.wire import FeedKill, KillMap, Match
 
-_TASK_COLUMNS = "id, agent, state, opened_seq, opened, deadline, trigger, heartbeat_ms, last_heartbeat, parent, ended_seq, ended"
+_TASK_COLUMNS = (
+    "id, agent, state, opened_seq, opened, deadline, trigger, heartbeat_ms, last_heartbeat, parent, ended_seq, ended"
+)
 
 
 def task(r: Reader, task_id: str) -> Task | None:
@@ -30,8 +32,20 @@ def tasks(r: Reader, *, agent: str | None, state: TaskState | None, limit: int) 
 
 
 def _task(row: Sequence[Any]) -> Task:
-    names = ("id", "agent", "state", "opened_seq", "opened", "deadline", "trigger", "heartbeat_ms", "last_heartbeat", "parent",
-             "ended_seq", "ended")
+    names = (
+        "id",
+        "agent",
+        "state",
+        "opened_seq",
+        "opened",
+        "deadline",
+        "trigger",
+        "heartbeat_ms",
+        "last_heartbeat",
+        "parent",
+        "ended_seq",
+        "ended",
+    )
     values = dict(zip(names, row, strict=True))
     values["state"] = TaskState(values["state"])
     return Task(**values)
@@ -42,9 +56,24 @@ def open_tasks_by_agent(r: Reader) -> dict[str, int]:
     return dict(r.execute("SELECT agent, count(*) FROM tasks WHERE state = 'active' GROUP BY agent").fetchall())
 
 
+def tasks_are_due(r: Reader, now: int) -> bool:
+    """Whether an active task has passed its deadline or missed a heartbeat."""
+    return r.execute("SELECT 1 FROM tasks WHERE state = 'active' AND due <= ? LIMIT 1", (now,)).fetchone() is not None
+
+
+def needs_housekeeping(r: Reader, now: int) -> bool:
+    """Whether spent proofs can be pruned, or the oldest credential above the floor has expired."""
+    if r.execute("SELECT 1 FROM proofs WHERE expires <= ? LIMIT 1", (now,)).fetchone():
+        return True
+    oldest = r.execute("SELECT expires FROM grants WHERE seq >= ? ORDER BY seq LIMIT 1", (r.head().floor,)).fetchone()
+    return oldest is not None and oldest[0] <= now
+
+
 def task_story(r: Reader, task_id: str) -> list[int]:
     """Positions of the events that concern an explicit task, in order."""
-    return [row[0] for row in r.execute("SELECT seq FROM task_events WHERE task = ? ORDER BY seq", (task_id,)).fetchall()]
+    return [
+        row[0] for row in r.execute("SELECT seq FROM task_events WHERE task = ? ORDER BY seq", (task_id,)).fetchall()
+    ]
 
 
 def text(r: Reader, ref: str) -> str | None:
@@ -69,6 +98,7 @@ class KillRow:
     reason: str
     hold: str | None
     tasks: int
+    floor: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +127,7 @@ class HoldRow:
     reason: str
 
 
-_KILL_COLUMNS = "seq, id, target, value, at, actor, reason, hold, tasks"
+_KILL_COLUMNS = "seq, id, target, value, at, actor, reason, hold, tasks, floor"
 
 
 def kill(r: Reader, kill_id: str) -> KillRow | None:
@@ -109,7 +139,8 @@ def kill(r: Reader, kill_id: str) -> KillRow | None:
 def kills(r: Reader, *, limit: int) -> list[KillRow]:
     """Kills by operators and clients, newest first; the endings of tasks are not among them."""
     rows = r.execute(
-        f"SELECT {_KILL_COLUMNS} FROM kills WHERE id LIKE 'kil%' ORDER BY seq DESC LIMIT ?", (limit,)  # noqa: S608
+        f"SELECT {_KILL_COLUMNS} FROM kills WHERE id LIKE 'kil%' ORDER BY seq DESC LIMIT ?",
+        (limit,),
     )
     return [KillRow(*row) for row in rows.fetchall()]
 
@@ -124,7 +155,8 @@ def expected(r: Reader, seq: int) -> list[Expected]:
     """Whom the kill at this position expects to acknowledge it."""
     rows = r.execute(
         "SELECT instance, verifier, mode, bound_ms, leeway_ms, acked_ms, acked_seq FROM kill_expected WHERE seq = ?"
-        " ORDER BY verifier, instance", (seq,)
+        " ORDER BY verifier, instance",
+        (seq,),
     )
     return [Expected(*row) for row in rows.fetchall()]
 
@@ -133,17 +165,22 @@ def unacknowledged(r: Reader, instance: str, position: int) -> list[tuple[int, i
     """(position, commit time) of the kills up to `position` that this instance has yet to acknowledge."""
     rows = r.execute(
         "SELECT k.seq, k.at FROM kill_expected e JOIN kills k ON k.seq = e.seq"
-        " WHERE e.instance = ? AND e.acked_ms IS NULL AND e.seq <= ?", (instance, position)
+        " WHERE e.instance = ? AND e.acked_ms IS NULL AND e.seq <= ?",
+        (instance, position),
     )
     return [(seq, at) for seq, at in rows.fetchall()]
 
 
-def feed(r: Reader, *, after: int) -> list[FeedKill]:
-    """The kills above `after` that can still matter: above the floor, or of a signing key, which never expires."""
-    floor = r.head().floor
+def feed(r: Reader, *, after: int, floor: int | None = None) -> list[FeedKill]:
+    """The kills above `after` that can still matter: above the floor, or of a signing key, which never expires.
+
+    `floor` looks back: it is the ledger's own unless an earlier one is given.
+    """
+    floor = r.head().floor if floor is None else floor
     rows = r.execute(
         "SELECT k.id, k.seq, m.kind, m.value FROM kills k JOIN kill_matches m ON m.seq = k.seq"
-        " WHERE k.seq > ? AND (k.seq > ? OR m.kind = 'key') ORDER BY k.seq", (after, floor)
+        " WHERE k.seq > ? AND (k.seq > ? OR m.kind = 'key') ORDER BY k.seq",
+        (after, floor),
     )
     gathered: dict[int, tuple[str, list[tuple[Match, str]]]] = {}
     for kill_id, seq, kind, value in rows.fetchall():
@@ -151,12 +188,41 @@ def feed(r: Reader, *, after: int) -> list[FeedKill]:
     return [FeedKill(id=kill_id, seq=seq, matches=tuple(matches)) for seq, (kill_id, matches) in gathered.items()]
 
 
-def kill_map(r: Reader) -> KillMap:
-    """All kills in force, by the same rule that verifiers apply."""
+def kill_times(r: Reader, *, after: int) -> dict[int, int]:
+    """Position -> ledger time of the kills above `after`."""
+    return dict(r.execute("SELECT seq, at FROM kills WHERE seq > ?", (after,)).fetchall())
+
+
+def kill_map(r: Reader, *, before: "KillRow | None" = None) -> KillMap:
+    """All kills in force, now or just before an earlier kill, by the same rule that verifiers apply."""
     found = KillMap()
-    for each in feed(r, after=-1):
-        found.apply(each)
+    for each in feed(r, after=-1, floor=before.floor if before else None):
+        if before is None or each.seq < before.seq:
+            found.apply(each)
     return found
+
+
+def kill_of(r: Reader, claims: Mapping[str, Any], kid: str) -> KillRow | None:
+    """The first kill, however old, that covers a credential with these claims."""
+    pairs = [
+        ("all", ""),
+        ("agent", claims["sub"]),
+        ("task", claims["task"]),
+        ("grant", claims["jti"]),
+        ("resource", claims["aud"]),
+    ]
+    found = [
+        r.execute(
+            "SELECT min(seq) FROM kill_matches WHERE kind = ? AND value = ? AND seq > ?", (kind, value, claims["seq"])
+        ).fetchone()[0]
+        for kind, value in pairs
+    ]
+    found.append(r.execute("SELECT min(seq) FROM kill_matches WHERE kind = 'key' AND value = ?", (kid,)).fetchone()[0])
+    first = min((seq for seq in found if seq is not None), default=None)
+    if first is None:
+        return None
+    row = r.execute(f"SELECT {_KILL_COLUMNS} FROM kills WHERE seq = ?", (first,)).fetchone()  # noqa: S608  (constant)
+    return KillRow(*row)
 
 
 def holds(r: Reader) -> list[HoldRow]:
@@ -169,7 +235,9 @@ def holds(r: Reader) -> list[HoldRow]:
 
 def hold(r: Reader, hold_id: str) -> HoldRow | None:
     """One hold, standing or lifted."""
-    row = r.execute("SELECT id, target, value, placed_seq, placed, actor, reason FROM holds WHERE id = ?", (hold_id,)).fetchone()
+    row = r.execute(
+        "SELECT id, target, value, placed_seq, placed, actor, reason FROM holds WHERE id = ?", (hold_id,)
+    ).fetchone()
     return HoldRow(*row) if row else None
 
 
@@ -198,9 +266,20 @@ def grant(r: Reader, seq: int) -> GrantRow | None:
     return GrantRow(*row) if row else None
 
 
-def unexpired(r: Reader, *, at: int, below: int | None = None) -> Iterable[GrantRow]:
-    """Credentials that had not expired at `at`, with positions below `below`, in order. Starts at the ledger's floor."""
-    floor = r.head().floor
+def grant_by_id(r: Reader, text: str) -> GrantRow | None:
+    """The credential that an id names: a grant's own, or its implicit task's, in this epoch."""
+    try:
+        address = parse_id(text)
+    except ValueError:
+        return None
+    found = grant(r, address.seq) if address.epoch == r.head().epoch else None
+    return found if found and text in (make_id("grt", address.epoch, found.seq), found.task) else None
+
+
+def unexpired(r: Reader, *, at_kill: KillRow | None = None) -> Iterable[GrantRow]:
+    """Credentials that are unexpired by ledger time, or were just before a kill, in order of their positions."""
+    head = r.head()
+    floor, at, below = (at_kill.floor, at_kill.at, at_kill.seq) if at_kill else (head.floor, head.time, None)
     rows = r.execute(
         f"SELECT {_GRANT_COLUMNS} FROM grants WHERE seq >= ? AND (? IS NULL OR seq < ?) AND expires > ? ORDER BY seq",  # noqa: S608
         (floor, below, below, at),
@@ -228,14 +307,21 @@ class ApprovalRow:
     gates: list[dict[str, Any]]
 
 
-def approvals(r: Reader, *, approval_id: str | None = None, agent: str | None = None, limit: int = 100) -> list[ApprovalRow]:
+def approvals(
+    r: Reader, *, approval_id: str | None = None, agent: str | None = None, limit: int = 100
+) -> list[ApprovalRow]:
     """Approvals, newest first; all of them, one, or one agent's."""
     rows = r.execute(
         "SELECT id, digest, agent, task, state, requested_seq, requested, expires, request, gates FROM approvals"
         " WHERE (? IS NULL OR id = ?) AND (? IS NULL OR agent = ?) ORDER BY requested_seq DESC LIMIT ?",
         (approval_id, approval_id, agent, agent, limit),
     )
-    return [ApprovalRow(*row[:8], request=orjson.loads(row[8]), gates=orjson.loads(row[9])) for row in rows.fetchall()]
+    return [_approval(*row) for row in rows.fetchall()]
+
+
+def _approval(*row: Any) -> ApprovalRow:  # noqa: ANN401  (columns in the order of the fields)
+    *plain, request, gates = row
+    return ApprovalRow(*plain, request=orjson.loads(request), gates=orjson.loads(gates))  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +342,8 @@ def keys(r: Reader, *, purpose: str | None = None) -> list[KeyRow]:
     """Signing keys, oldest first."""
     rows = r.execute(
         "SELECT kid, purpose, state, jwk, sealed, published, activated, retired FROM keys"
-        " WHERE (? IS NULL OR purpose = ?) ORDER BY published, kid", (purpose, purpose)
+        " WHERE (? IS NULL OR purpose = ?) ORDER BY published, kid",
+        (purpose, purpose),
     )
     return [KeyRow(row[0], row[1], row[2], orjson.loads(row[3]), *row[4:]) for row in rows.fetchall()]
 
@@ -279,7 +366,8 @@ def instances(r: Reader, *, since: int) -> list[InstanceRow]:
     """Verifier instances in contact since a time."""
     rows = r.execute(
         "SELECT instance, verifier, audiences, mode, bound_ms, leeway_ms, last_contact, position FROM instances"
-        " WHERE last_contact >= ? ORDER BY verifier, instance", (since,)
+        " WHERE last_contact >= ? ORDER BY verifier, instance",
+        (since,),
     )
     return [InstanceRow(row[0], row[1], orjson.loads(row[2]), *row[3:]) for row in rows.fetchall()]
 

@@ -20,8 +20,17 @@ CLIENT_ASSERTION_SPIFFE = "urn:ietf:params:oauth:client-assertion-type:jwt-spiff
 DETAILS_TYPE = "task_action"
 
 _KNOWN = frozenset(
-    {"grant_type", "client_assertion_type", "client_assertion", "assertion", "client_id", "task", "resource", "scope",
-     "authorization_details"}
+    {
+        "grant_type",
+        "client_assertion_type",
+        "client_assertion",
+        "assertion",
+        "client_id",
+        "task",
+        "resource",
+        "scope",
+        "authorization_details",
+    }
 )
 _SINGLE_USE_SECRETS = frozenset({"client_secret", "password", "username", "code", "refresh_token"})
 _ID = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
@@ -70,7 +79,9 @@ def _once(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
             error = InvalidTarget if name == "resource" else Malformed
             raise error(f"The parameter {name[:40]!r} is repeated: {advice}")
         if name in _SINGLE_USE_SECRETS:
-            raise Malformed(f"{name} is not accepted here: clients authenticate with an assertion, never a shared secret.")
+            raise Malformed(
+                f"{name} is not accepted here: clients authenticate with an assertion, never a shared secret."
+            )
         if name in _KNOWN:
             form[name] = value
     return {name: value for name, value in form.items() if value}
@@ -90,7 +101,9 @@ def _grant(form: Mapping[str, str]) -> tuple[Grant, str]:
         return "client_credentials", form["client_assertion"]
     if grant_type == JWT_BEARER:
         if "client_assertion" in form or "client_assertion_type" in form:
-            raise Malformed("With the jwt-bearer grant the assertion authenticates the workload: send no client_assertion.")
+            raise Malformed(
+                "With the jwt-bearer grant the assertion authenticates the workload: send no client_assertion."
+            )
         if "assertion" not in form:
             raise Malformed("assertion is missing.")
         return "jwt_bearer", form["assertion"]
@@ -128,7 +141,7 @@ def _details(text: str) -> Mapping[str, Any]:
     if len(text) > _MAX_DETAILS:
         raise InvalidDetails(f"authorization_details is longer than {_MAX_DETAILS} characters.")
     try:
-        value = jose.strict_json(text.encode())
+        value = jose.load_json(text.encode(), what="authorization_details")
     except jose.JoseError as error:
         raise InvalidDetails(f"authorization_details is not acceptable JSON: {error}.") from None
     if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], dict):
@@ -154,7 +167,8 @@ def target(registry: Registry, request: TokenRequest) -> Resource:
     resource = registry.by_audience(request.resource)
     if resource is None:
         raise InvalidTarget(
-            f"No registered resource has the audience {request.resource[:200]}.", next="Ask for a resource's exact `audience`."
+            f"No registered resource has the audience {request.resource[:200]}.",
+            next="Ask for a resource's exact `audience`.",
         )
     locations = (request.details or {}).get("locations", [request.resource])
     if locations != [request.resource]:
@@ -171,7 +185,9 @@ def narrow(registry: Registry, agent: Agent, request: TokenRequest) -> Ask:
     resource = target(registry, request)
     for action in request.scope or ():
         if action not in resource.actions:
-            raise InvalidScope(f"{resource.id} has no action {action[:60]}; it has: {' '.join(sorted(resource.actions))}.")
+            raise InvalidScope(
+                f"{resource.id} has no action {action[:60]}; it has: {' '.join(sorted(resource.actions))}."
+            )
     named = [*(request.scope or ()), *(request.details or {}).get("actions", ())]
     if not named:
         named = [
@@ -184,7 +200,9 @@ def narrow(registry: Registry, agent: Agent, request: TokenRequest) -> Ask:
     actions = tuple(sorted(set(named)))
     unknown = [action for action in actions if action not in resource.actions]
     if unknown:
-        raise InvalidDetails(f"{resource.id} has no action {unknown[0][:60]}; it has: {' '.join(sorted(resource.actions))}.")
+        raise InvalidDetails(
+            f"{resource.id} has no action {unknown[0][:60]}; it has: {' '.join(sorted(resource.actions))}."
+        )
     parameters = narrow_parameters(resource, actions, (request.details or {}).get("parameters", {}))
     return Ask(resource=resource.id, actions=actions, parameters=parameters)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from broker.ledger import Tx, make_id
+from broker.ledger import Command, Tx, make_id
 from broker.ledger.commands.guards import holding, mark_of, spend
 from broker.model import Proof, Selector, Target
 
@@ -27,7 +27,10 @@ class LoadBundle:
         head = tx.head
         if self.hash == (head.registry_hash if self.kind == "registry" else head.policy_hash):
             return None
-        tx.execute("INSERT INTO bundles (hash, kind, content) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (self.hash, self.kind, self.content))
+        tx.execute(
+            "INSERT INTO bundles (hash, kind, content) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            (self.hash, self.kind, self.content),
+        )
         if self.kind == "registry":
             head.registry_hash = self.hash
         else:
@@ -40,6 +43,16 @@ class LoadBundle:
 
 
 @dataclass(frozen=True, slots=True)
+class Together:
+    """Several commands as one: all of them apply, or none does."""
+
+    commands: Sequence[Command]
+
+    def apply(self, tx: Tx) -> list[Any]:
+        return [command.apply(tx) for command in self.commands]
+
+
+@dataclass(frozen=True, slots=True)
 class RefuseReload:
     """A reload that did not load: the last good bundle stays in force, and everyone can see why."""
 
@@ -48,7 +61,9 @@ class RefuseReload:
     actor: str
 
     def apply(self, tx: Tx) -> int:
-        return tx.append("reload.failed", {"kind": self.kind, "problems": list(self.problems)[:50], "actor": self.actor})
+        return tx.append(
+            "reload.failed", {"what": self.kind, "problems": list(self.problems)[:50], "actor": self.actor}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +75,10 @@ class StopIssuance:
     def apply(self, tx: Tx) -> int | None:
         if (tx.head.issuance_stopped or None) == self.why:
             return None
-        tx.head.issuance_stopped = self.why
+        tx.head.issuance_stopped = self.why or ""
         tx.head.guard_version += 1
-        return tx.append("alarm", {"what": "issuance_stopped" if self.why else "issuance_restarted", "why": self.why or ""})
+        alarm = "issuance_stopped" if self.why else "issuance_restarted"
+        return tx.append("alarm", {"alarm": alarm, "sentence": self.why or "The registry loads again."})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,46 +103,45 @@ class NewKey:
 
 
 @dataclass(frozen=True, slots=True)
-class RotateKeys:
-    """Activate the published next key and publish another. With no next key yet, `spare` becomes the active one.
+class FirstKeys:
+    """Publish and activate the given keys, for each purpose that has none. On a new ledger nobody has cached a set."""
 
-    `first`, on a new ledger, is activated at once: nobody has cached a key set yet.
-    """
+    keys: Sequence[NewKey]
+
+    def apply(self, tx: Tx) -> list[str]:
+        """The kids that were activated."""
+        activated = []
+        for key in self.keys:
+            if tx.execute("SELECT 1 FROM keys WHERE purpose = ?", (key.purpose,)).fetchone() is None:
+                publish(tx, key)
+                activate(tx, key.kid, key.purpose, "taskpass", "first key")
+                activated.append(key.kid)
+        return activated
+
+
+@dataclass(frozen=True, slots=True)
+class RotateKeys:
+    """Activate the published next key, retire the active one, and publish another."""
 
     purpose: str
     upcoming: NewKey
     actor: str
     reason: str
-    first: NewKey | None = None
-    if_active: str | None = None  # rotate only while this one is active, so that two processes rotate once
+    if_active: str | None = None  # only while this one is active, so that two processes rotate once
 
     def apply(self, tx: Tx) -> str | None:
-        """The kid that is active now; None when another process has rotated already."""
-        row = tx.execute("SELECT kid FROM keys WHERE purpose = ? AND state = 'active'", (self.purpose,)).fetchone()
-        active = row[0] if row else None
-        if active is not None and self.if_active is not None and active != self.if_active:
+        """The kid that is active now; None when there is no next key, or another process has rotated already."""
+        states = dict(tx.execute("SELECT state, kid FROM keys WHERE purpose = ?", (self.purpose,)).fetchall())
+        active, successor = states.get("active"), states.get("next")
+        if successor is None or (self.if_active is not None and active != self.if_active):
             return None
-        if active is None:
-            if self.first is None:
-                return None
-            self._publish(tx, self.first)
-            successor: str = self.first.kid
-        else:
-            waiting = tx.execute("SELECT kid FROM keys WHERE purpose = ? AND state = 'next'", (self.purpose,)).fetchone()
-            if waiting is None:
-                return None
-            successor = waiting[0]
+        if active is not None:
             tx.execute("UPDATE keys SET state = 'retired', retired = ? WHERE kid = ?", (tx.now, active))
-            tx.append("key.retired", {"kid": active, "actor": self.actor, "reason": self.reason})
-        tx.execute("UPDATE keys SET state = 'active', activated = ? WHERE kid = ?", (tx.now, successor))
-        tx.append("key.activated", {"kid": successor, "purpose": self.purpose, "actor": self.actor, "reason": self.reason})
-        self._publish(tx, self.upcoming)
-        if self.purpose == "token":
-            tx.head.active_kid = successor
-        return successor
-
-    def _publish(self, tx: Tx, key: NewKey) -> None:
-        publish(tx, key)
+            body = {"kid": active, "purpose": self.purpose, "actor": self.actor, "reason": self.reason}
+            tx.append("key.retired", body)
+        activate(tx, successor, self.purpose, self.actor, self.reason)
+        publish(tx, self.upcoming)
+        return str(successor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +155,14 @@ class PublishNextKey:
             return False
         publish(tx, self.key)
         return True
+
+
+def activate(tx: Tx, kid: str, purpose: str, actor: str, reason: str) -> None:
+    """From here on new credentials of this purpose are signed with this key."""
+    tx.execute("UPDATE keys SET state = 'active', activated = ? WHERE kid = ?", (tx.now, kid))
+    tx.append("key.activated", {"kid": kid, "purpose": purpose, "actor": actor, "reason": reason})
+    if purpose == "token":
+        tx.head.active_kid = kid
 
 
 def publish(tx: Tx, key: NewKey) -> None:
@@ -211,26 +234,47 @@ class RegisterInstance:
     leeway_ms: int
     position: int
     proof: Proof | None = None
+    session_ttl_ms: int = 900_000
 
-    def apply(self, tx: Tx) -> bool:
-        """False when the proof was spent before, or the instance id is another verifier's."""
-        known = tx.execute("SELECT verifier, mode, bound_ms FROM instances WHERE instance = ?", (self.instance,)).fetchone()
+    def apply(self, tx: Tx) -> "SessionOpened | None":
+        """The session for its acknowledgements; None when the proof was spent before, or the id is another verifier's."""
+        known = tx.execute(
+            "SELECT verifier, mode, bound_ms FROM instances WHERE instance = ?", (self.instance,)
+        ).fetchone()
         taken = known is not None and known[0] != self.verifier
         body: dict[str, Any] = {"verifier": self.verifier, "instance": self.instance}
         if self.proof is not None:
             body["proof"] = mark_of(self.proof).hex()
         if taken or not spend(tx, self.proof):
-            tx.append("refused", {**body, "reason": "instance_taken" if taken else "replayed", "route": "/v1/revocations/stream"})
-            return False
-        body |= {"audiences": list(self.audiences), "mode": self.mode, "bound_ms": self.bound_ms, "leeway_ms": self.leeway_ms}
+            why = "instance_taken" if taken else "replayed"
+            tx.append(
+                "refused", {"caller": ["verifier", self.verifier], "reason": why, "route": "/v1/revocations/stream"}
+            )
+            return None
+        body |= {
+            "audiences": list(self.audiences),
+            "mode": self.mode,
+            "bound_ms": self.bound_ms,
+            "leeway_ms": self.leeway_ms,
+        }
         seq = tx.append("verifier.registered", body)
         tx.execute(
             "INSERT INTO instances (instance, verifier, audiences, mode, bound_ms, leeway_ms, registered_seq, last_contact, position)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (instance) DO UPDATE SET audiences = excluded.audiences,"
             " mode = excluded.mode, bound_ms = excluded.bound_ms, leeway_ms = excluded.leeway_ms, last_contact = excluded.last_contact",
-            (self.instance, self.verifier, orjson.dumps(list(self.audiences)).decode(), self.mode, self.bound_ms, self.leeway_ms, seq, tx.now, self.position),
+            (
+                self.instance,
+                self.verifier,
+                orjson.dumps(list(self.audiences)).decode(),
+                self.mode,
+                self.bound_ms,
+                self.leeway_ms,
+                seq,
+                tx.now,
+                self.position,
+            ),
         )
-        return True
+        return SessionOpened(seq, tx.now, tx.now + self.session_ttl_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +286,8 @@ class TouchInstances:
     def apply(self, tx: Tx) -> None:
         for instance, position in self.seen:
             tx.execute(
-                "UPDATE instances SET last_contact = ?, position = max(position, ?) WHERE instance = ?", (tx.now, position, instance)
+                "UPDATE instances SET last_contact = ?, position = max(position, ?) WHERE instance = ?",
+                (tx.now, position, instance),
             )
 
 
@@ -266,7 +311,8 @@ class Housekeep:
     def apply(self, tx: Tx) -> int:
         """The floor: every token with a lower position has expired by ledger time."""
         tx.execute(
-            "DELETE FROM proofs WHERE mark IN (SELECT mark FROM proofs WHERE expires <= ? LIMIT ?)", (tx.now, self.limit)
+            "DELETE FROM proofs WHERE mark IN (SELECT mark FROM proofs WHERE expires <= ? LIMIT ?)",
+            (tx.now, self.limit),
         )
         oldest_live = tx.execute(
             "SELECT seq FROM grants WHERE seq >= ? AND expires > ? ORDER BY seq LIMIT 1", (tx.head.floor, tx.now)

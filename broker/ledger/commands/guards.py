@@ -65,7 +65,8 @@ def forget_holds(tx: Tx) -> None:
 
 def task_problem(tx: Tx, task_id: str, agent: str) -> tuple[str, str] | None:
     """Why `agent` cannot act under this task now, as (reason, sentence); None while it can. Another agent's task does
-    not exist."""
+    not exist.
+    """
     row = tx.execute("SELECT agent, state, due, deadline FROM tasks WHERE id = ?", (task_id,)).fetchone()
     if row is None or row[0] != agent:
         return "task_not_found", f"There is no task {task_id} of yours."

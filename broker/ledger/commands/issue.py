@@ -156,7 +156,10 @@ class Issue:
         )
         if asked.task is not None:
             tx.execute("INSERT INTO task_events (task, seq) VALUES (?, ?)", (asked.task, seq))
-            tx.execute("UPDATE tasks SET last_expiry = ? WHERE id = ? AND last_expiry < ?", (exp * 1000, asked.task, exp * 1000))
+            tx.execute(
+                "UPDATE tasks SET last_expiry = ? WHERE id = ? AND last_expiry < ?",
+                (exp * 1000, asked.task, exp * 1000),
+            )
         return issued
 
 
@@ -171,7 +174,10 @@ class Refuse:
 
     def apply(self, tx: Tx) -> "Refused | Stale":
         verdict = self.verdict
-        if verdict is not None and (tx.head.registry_hash, tx.head.policy_hash) != (verdict.registry_hash, verdict.policy_hash):
+        if verdict is not None and (tx.head.registry_hash, tx.head.policy_hash) != (
+            verdict.registry_hash,
+            verdict.policy_hash,
+        ):
             return Stale(tx.head.registry_hash, tx.head.policy_hash)
         if not spend(tx, self.asked.workload.proof):
             return _replayed(tx, self.asked)
@@ -196,17 +202,35 @@ class Pend:
         refused = check(tx, asked)
         if refused is not None:
             return refused
-        tx.execute("UPDATE approvals SET state = 'expired' WHERE digest = ? AND state = 'pending' AND expires <= ?", (self.digest, tx.now))
-        known = tx.execute("SELECT id, expires FROM approvals WHERE digest = ? AND state = 'pending'", (self.digest,)).fetchone()
+        tx.execute(
+            "UPDATE approvals SET state = 'expired' WHERE digest = ? AND state = 'pending' AND expires <= ?",
+            (self.digest, tx.now),
+        )
+        known = tx.execute(
+            "SELECT id, expires FROM approvals WHERE digest = ? AND state = 'pending'", (self.digest,)
+        ).fetchone()
         seq = tx.next_seq()
         approval_id, expires = known or (make_id("apr", tx.epoch, seq), tx.now + self.lifetime_ms)
-        tx.append("approval.requested", {**asked.body(), **verdict.body(), "approval": approval_id, "digest": self.digest, "expires": expires})
+        tx.append(
+            "approval.requested",
+            {**asked.body(), **verdict.body(), "approval": approval_id, "digest": self.digest, "expires": expires},
+        )
         _tell_task(tx, asked.task, seq)
         if known is None:
             tx.execute(
                 "INSERT INTO approvals (id, digest, agent, task, state, requested_seq, requested, expires, request, gates)"
                 " VALUES (?, ?, ?, ?, 'pending', ?, ?, ?, ?, ?)",
-                (approval_id, self.digest, asked.agent, asked.task, seq, tx.now, expires, self.request.decode(), orjson.dumps(list(self.gates)).decode()),
+                (
+                    approval_id,
+                    self.digest,
+                    asked.agent,
+                    asked.task,
+                    seq,
+                    tx.now,
+                    expires,
+                    self.request.decode(),
+                    orjson.dumps(list(self.gates)).decode(),
+                ),
             )
         return Pending(approval_id, make_id("dec", tx.epoch, seq), expires)
 
@@ -243,7 +267,9 @@ def check(tx: Tx, asked: Asked) -> Refused | None:
     return None
 
 
-def refuse(tx: Tx, asked: Asked, reason: str, sentence: str, *, verdict: Verdict | None = None, hold: str | None = None) -> Refused:
+def refuse(
+    tx: Tx, asked: Asked, reason: str, sentence: str, *, verdict: Verdict | None = None, hold: str | None = None
+) -> Refused:
     """Append the refusal's event and return it."""
     seq = tx.next_seq()
     body = {**asked.body(), "reason": reason}
@@ -279,7 +305,17 @@ class Authenticate:
     def apply(self, tx: Tx) -> bool:
         """False when the proof was spent before."""
         if not spend(tx, self.proof):
-            tx.append("refused", {"caller": [self.kind, self.id], "reason": "replayed", "route": self.route, "proof": mark_of(self.proof).hex()})
+            tx.append(
+                "refused",
+                {
+                    "caller": [self.kind, self.id],
+                    "reason": "replayed",
+                    "route": self.route,
+                    "proof": mark_of(self.proof).hex(),
+                },
+            )
             return False
-        tx.append("authenticated", {"caller": [self.kind, self.id], "route": self.route, "proof": mark_of(self.proof).hex()})
+        tx.append(
+            "authenticated", {"caller": [self.kind, self.id], "route": self.route, "proof": mark_of(self.proof).hex()}
+        )
         return True

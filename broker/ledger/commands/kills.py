@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.ledger import Tx, make_id, parse_id
+from broker.ledger.commands.admin import activate
 from broker.ledger.commands.guards import Stale, forget_holds
 from broker.ledger.commands.tasks import close_rows, descendants
 from broker.model import Selector, Target, TaskState
@@ -78,7 +79,8 @@ class Kill:
         close_rows(tx, tasks, TaskState.KILLED, seq, self.reason)
         self._project(tx, seq, kill_id, hold, matches, len(tasks))
         if self.alarm:
-            tx.append("alarm", {"what": "break_glass", "actor": self.actor, "kill": kill_id})
+            sentence = f"Break-glass key {self.actor} was used: {self.reason}"
+            tx.append("alarm", {"alarm": "break_glass", "sentence": sentence, "actor": self.actor, "subject": kill_id})
         return Killed(kill_id, seq, tx.now, hold, len(tasks), matches)
 
     def _matches(self, tx: Tx) -> tuple[tuple[tuple[Match, str], ...], list[str]] | KillRefused:
@@ -121,7 +123,9 @@ class Kill:
 
     def _kill_implicit_task(self, tx: Tx, task: str) -> tuple[tuple[tuple[Match, str], ...], list[str]] | KillRefused:
         seq = seq_of(tx, task, "tsk")
-        known = seq is not None and tx.execute("SELECT 1 FROM grants WHERE seq = ? AND task = ?", (seq, task)).fetchone()
+        known = (
+            seq is not None and tx.execute("SELECT 1 FROM grants WHERE seq = ? AND task = ?", (seq, task)).fetchone()
+        )
         if not known:
             return KillRefused("task_not_found", f"There is no task {task}.")
         return ((Match.TASK, task),), []
@@ -133,9 +137,10 @@ class Kill:
         if row[0] == "active":
             spare = tx.execute("SELECT kid FROM keys WHERE purpose = 'token' AND state = 'next'").fetchone()
             if spare is None:
-                return KillRefused("no_next_key", "No next key is published to take over; rotate once, then kill this one.")
-            tx.execute("UPDATE keys SET state = 'active', activated = ? WHERE kid = ?", (tx.now, spare[0]))
-            tx.head.active_kid = spare[0]
+                return KillRefused(
+                    "no_next_key", "No next key is published to take over; rotate once, then kill this one."
+                )
+            activate(tx, spare[0], "token", self.actor, "the active key was killed")
         tx.execute("UPDATE keys SET state = 'killed', retired = ? WHERE kid = ?", (tx.now, kid))
         return ((Match.KEY, kid),), []
 
@@ -144,8 +149,8 @@ class Kill:
     ) -> None:
         target, value = self.selector.target.value, self.selector.value
         tx.execute(
-            "INSERT INTO kills (seq, id, target, value, at, actor, reason, hold, tasks) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (seq, kill_id, target, value, tx.now, self.actor, self.reason, hold, tasks),
+            "INSERT INTO kills (seq, id, target, value, at, actor, reason, hold, tasks, floor) VALUES (?,?,?,?,?,?,?,?,?,?)",
+            (seq, kill_id, target, value, tx.now, self.actor, self.reason, hold, tasks, tx.head.floor),
         )
         for kind, match_value in matches:
             tx.execute("INSERT INTO kill_matches (seq, kind, value) VALUES (?, ?, ?)", (seq, kind.value, match_value))
@@ -175,20 +180,22 @@ class LiftHolds:
     def apply(self, tx: Tx) -> list[str]:
         """The ids lifted now: empty when none stands."""
         if self.hold is not None:
-            rows = tx.execute("SELECT id FROM holds WHERE id = ? AND lifted_seq IS NULL", (self.hold,)).fetchall()
+            rows = tx.execute(
+                "SELECT id, target, value FROM holds WHERE id = ? AND lifted_seq IS NULL", (self.hold,)
+            ).fetchall()
         else:
             assert self.selector is not None
             rows = tx.execute(
-                "SELECT id FROM holds WHERE target = ? AND value = ? AND lifted_seq IS NULL",
+                "SELECT id, target, value FROM holds WHERE target = ? AND value = ? AND lifted_seq IS NULL",
                 (self.selector.target.value, self.selector.value),
             ).fetchall()
-        lifted = [row[0] for row in rows]
-        for hold in lifted:
-            seq = tx.append("hold.lifted", {"hold": hold, "actor": self.actor, "reason": self.reason})
+        for hold, target, value in rows:
+            body = {"hold": hold, "target": target, "value": value, "actor": self.actor, "reason": self.reason}
+            seq = tx.append("hold.lifted", body)
             tx.execute("UPDATE holds SET lifted_seq = ? WHERE id = ?", (seq, hold))
-        if lifted:
+        if rows:
             forget_holds(tx)
-        return lifted
+        return [row[0] for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +224,9 @@ class Acknowledge:
                 (round(ack.ms), seq, ack.kill_seq, ack.instance),
             )
             if cursor.rowcount == 1:
-                new.append({"kill": ack.kill_seq, "instance": ack.instance, "verifier": ack.verifier, "ms": round(ack.ms)})
+                new.append(
+                    {"kill": ack.kill_seq, "instance": ack.instance, "verifier": ack.verifier, "ms": round(ack.ms)}
+                )
         if new:
             tx.append("acknowledged", {"acks": new})
         return len(new)

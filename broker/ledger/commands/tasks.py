@@ -73,9 +73,13 @@ class OpenTask:
                 return self._refuse(tx, *problem)
             (parent_deadline,) = tx.execute("SELECT deadline FROM tasks WHERE id = ?", (self.parent,)).fetchone()
             deadline = min(deadline, parent_deadline)
-        open_tasks = tx.execute("SELECT count(*) FROM tasks WHERE agent = ? AND state = 'active'", (agent.id,)).fetchone()[0]
+        open_tasks = tx.execute(
+            "SELECT count(*) FROM tasks WHERE agent = ? AND state = 'active'", (agent.id,)
+        ).fetchone()[0]
         if open_tasks >= agent.limits.open_tasks:
-            return self._refuse(tx, "too_many_tasks", f"{agent.id} has {open_tasks} open tasks, its limit; end some first.")
+            return self._refuse(
+                tx, "too_many_tasks", f"{agent.id} has {open_tasks} open tasks, its limit; end some first."
+            )
         return self._record(tx, deadline)
 
     def _record(self, tx: Tx, deadline: int) -> TaskOpened:
@@ -128,7 +132,9 @@ class Heartbeat:
         problem = task_problem(tx, self.task, self.agent)
         if problem is not None:
             return TaskRefused(*problem)
-        heartbeat_ms, deadline = tx.execute("SELECT heartbeat_ms, deadline FROM tasks WHERE id = ?", (self.task,)).fetchone()
+        heartbeat_ms, deadline = tx.execute(
+            "SELECT heartbeat_ms, deadline FROM tasks WHERE id = ?", (self.task,)
+        ).fetchone()
         due = deadline if heartbeat_ms is None else min(deadline, tx.now + heartbeat_ms)
         tx.execute("UPDATE tasks SET last_heartbeat = ?, due = ? WHERE id = ?", (tx.now, due, self.task))
         return int(due)
@@ -205,8 +211,8 @@ def finish(tx: Tx, task: str, agent: str, state: TaskState, reason: str) -> Task
     close_rows(tx, family, state, seq, reason)
     if live:
         tx.execute(
-            "INSERT INTO kills (seq, id, target, value, at, actor, reason, tasks) VALUES (?, ?, 'task', ?, ?, ?, ?, ?)",
-            (seq, make_id("end", tx.epoch, seq), task, tx.now, agent, reason, len(family)),
+            "INSERT INTO kills (seq, id, target, value, at, actor, reason, tasks, floor) VALUES (?, ?, 'task', ?, ?, ?, ?, ?, ?)",
+            (seq, make_id("end", tx.epoch, seq), task, tx.now, agent, reason, len(family), tx.head.floor),
         )
         for member in family:
             tx.execute("INSERT INTO kill_matches (seq, kind, value) VALUES (?, ?, ?)", (seq, Match.TASK.value, member))

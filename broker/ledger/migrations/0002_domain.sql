@@ -59,7 +59,8 @@ CREATE TABLE kills (
   actor    TEXT NOT NULL,
   reason   TEXT NOT NULL,
   hold     TEXT,                 -- the hold placed with it
-  tasks    INTEGER NOT NULL      -- open tasks that it ended
+  tasks    INTEGER NOT NULL,     -- open tasks that it ended
+  floor    INTEGER NOT NULL      -- of the ledger then: no credential below it was alive
 ) STRICT;
 CREATE TABLE kill_matches (
   seq   INTEGER NOT NULL,

@@ -1,0 +1,274 @@
+"""The only composition root: it alone names concrete stores, issuers and engines.
+
+create(config)                  a new ledger with its first keys (once, by `taskpass init` or `taskpass dev`)
+async with running(config, role=...) as process:
+    process.app                 the ASGI application of a token worker, of the control process, or of both in one
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import Flag, auto
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import structlog
+from fastapi import FastAPI
+
+from broker.config import Config
+from broker.errors import ConfigurationInvalid, TaskpassError
+from broker.keys import Keyring, Sealer
+from broker.ledger import LedgerUnavailable, Now
+from broker.ledger.commands.admin import FirstKeys, PublishNextKey, RefuseReload, Started, StopIssuance, Together
+from broker.ledger.proofs import Proofs
+from broker.ledger.spool import Spool
+from broker.ledger.sqlite import SqliteLedger
+from broker.ledger.writer import Writer
+from broker.rules import RulesInForce
+from broker.service import Admin, Broker, Callers, Evidence, Issuance, KillSwitch, Refusals, Tasks
+from broker.service.task_facts import TaskFactsReader
+from broker.stops import Stops
+from broker.upkeep import Chore, Chores, Upkeep
+from broker.web.app import WebSettings, create_app
+from broker.web.feed import Feed
+from broker.web.provisional import ProvisionalKills
+from issuers.access_token import AccessTokenIssuer
+
+log = structlog.get_logger(__name__)
+
+
+class Role(Flag):
+    """What one process does."""
+
+    TOKENS = auto()
+    CONTROL = auto()
+    ALL = TOKENS | CONTROL
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A running broker process. `reload` is for SIGHUP."""
+
+    app: FastAPI
+    broker: Broker
+    ledger: SqliteLedger
+    writer: Writer
+    feed: Feed | None
+    chores: Chores
+    proofs: Proofs
+    keyring: Keyring
+    provisional: ProvisionalKills
+
+
+def wall_clock() -> int:
+    """Milliseconds since the epoch, by the host."""
+    return time.time_ns() // 1_000_000
+
+
+def create(config: Config, *, now: Now = wall_clock) -> None:
+    """Make a new ledger with its first signing keys. Raises LedgerNotOpened when there is one already."""
+    path = config.ledger.path
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    SqliteLedger.create(path, now=now, origin=config.ledger_origin)
+    ledger = SqliteLedger.open(path, now=now)
+    try:
+        make = Keyring(ledger=ledger, sealer=sealer_of(config), now=now).make
+        ledger.commit([FirstKeys([make("token"), make("session"), make("checkpoint")]), PublishNextKey(make("token"))])
+    finally:
+        ledger.close()
+
+
+def sealer_of(config: Config) -> Sealer:
+    """What seals the signing keys, from the configuration's file or value. Raises ConfigurationInvalid."""
+    if config.keys.encryption_key is not None:
+        return Sealer.from_text(config.keys.encryption_key.get_secret_value())
+    if config.keys.encryption_key_file is None:
+        raise ConfigurationInvalid("Configure keys.encryption_key_file: signing keys are never stored in the clear.")
+    return Sealer.from_file(config.keys.encryption_key_file)
+
+
+def side_file(config: Config, suffix: str) -> Path:
+    """A file that belongs to the ledger's, beside it."""
+    return config.ledger.path.with_name(config.ledger.path.name + suffix)
+
+
+@asynccontextmanager
+async def running(config: Config, *, role: Role = Role.ALL, now: Now = wall_clock) -> AsyncIterator[Process]:
+    """One broker process on an existing ledger, until the context ends. Raises what keeps it from starting."""
+    ledger = SqliteLedger.open(config.ledger.path, now=now)
+    feed: Feed | None = None
+
+    def committed(*_: object) -> None:
+        if feed is not None:
+            feed.poke()
+
+    writer = Writer(ledger=ledger, loop=asyncio.get_running_loop(), on_commit=committed)
+    feed = Feed(ledger=ledger, writer=writer, now=now) if Role.CONTROL in role else None
+    process = _assemble(config, role=role, ledger=ledger, writer=writer, feed=feed, now=now)
+    upkeep = Upkeep(_chores(config, process, role))
+    try:
+        await _start(process, role)
+        upkeep.start()
+        yield process
+    finally:
+        await upkeep.stop()
+        if feed is not None:
+            await feed.stop()
+        try:
+            await process.chores.flush_refusals()
+        except LedgerUnavailable as error:
+            log.error("refusals_lost", error=str(error))
+        await writer.close()
+        ledger.close()
+
+
+def _assemble(
+    config: Config, *, role: Role, ledger: SqliteLedger, writer: Writer, feed: Feed | None, now: Now
+) -> Process:
+    iss = config.issuer
+    keyring = Keyring(ledger=ledger, sealer=sealer_of(config), now=now)
+    rules = RulesInForce(ledger=ledger)
+    refusals = Refusals(now=now)
+    stops = Stops.open(side_file(config, ".stops"))
+    spool = Spool.open(side_file(config, ".spool")) if feed is not None else None
+    following = feed or Feed(ledger=ledger, writer=writer, now=now)
+    provisional = ProvisionalKills(writer=writer, feed=following, spool=spool, stops=stops, now=now)
+    proofs = Proofs(ledger=ledger, origin=ledger.origin, key=keyring.checkpoint_key)
+    admin = Admin(
+        rules=rules,
+        ledger=ledger,
+        writer=writer,
+        keyring=keyring,
+        registry_dir=config.registry.path,
+        policies_dir=config.policies.path,
+        now=now,
+    )
+    broker = Broker(
+        callers=Callers(
+            rules=rules, ledger=ledger, writer=writer, keyring=keyring, refusals=refusals, iss=iss, now=now
+        ),
+        issuance=Issuance(
+            rules=rules,
+            writer=writer,
+            task_facts=TaskFactsReader(ledger=ledger),
+            issuer=AccessTokenIssuer(
+                iss=iss, sign=lambda kid, typ, claims: keyring.signer(kid).sign(typ, dict(claims))
+            ),
+            stops=stops,
+            refusals=refusals,
+            iss=iss,
+            token_endpoint=f"{iss}/oauth2/token",
+            ttl_ms=config.tokens.max_ttl_s * 1000,
+            now=now,
+        ),
+        tasks=Tasks(
+            rules=rules,
+            ledger=ledger,
+            writer=writer,
+            default_ttl_ms=config.tasks.default_deadline_s * 1000,
+            max_ttl_ms=config.tasks.max_deadline_s * 1000,
+            now=now,
+        ),
+        kill_switch=KillSwitch(rules=rules, ledger=ledger, writer=writer, provisional=provisional, now=now),
+        evidence=Evidence(rules=rules, ledger=ledger, proofs=proofs, keyring=keyring, iss=iss, now=now),
+        admin=admin,
+        refusals=refusals,
+    )
+    chores = Chores(
+        ledger=ledger,
+        writer=writer,
+        rules=rules,
+        refusals=refusals,
+        admin=admin,
+        rotate_after_ms=config.keys.rotate_every_hours * 3_600_000,
+        now=now,
+    )
+    app = create_app(
+        broker=broker,
+        keyring=keyring,
+        feed=feed,
+        settings=WebSettings(iss, config.control_url, jwks_keep_ms=config.tokens.max_ttl_s * 1000 + 60_000),
+        scopes=lambda: {
+            action for resource in rules.current.registry.resources.values() for action in resource.actions
+        },
+        ready=lambda: _not_ready(ledger, rules),
+        tokens=Role.TOKENS in role,
+    )
+    return Process(app, broker, ledger, writer, feed, chores, proofs, keyring, provisional)
+
+
+def _not_ready(ledger: SqliteLedger, rules: RulesInForce) -> list[str]:
+    """Why this process would refuse to issue now."""
+    try:
+        with ledger.read() as r:
+            stopped = r.head().issuance_stopped
+        _ = rules.current
+    except TaskpassError as error:
+        return [error.sentence]
+    return [f"issuance is stopped: {stopped}"] if stopped else []
+
+
+def _chores(config: Config, process: Process, role: Role) -> list[Chore]:
+    chores = process.chores
+    every = [
+        Chore("flush_refusals", config.limits.refusals_interval_s, chores.flush_refusals),
+        Chore("fetch_keys", 5.0, chores.fetch_keys),
+        Chore("follow_rules", 0.5, chores.follow_rules),
+    ]
+    if Role.CONTROL in role:
+        every += [
+            Chore("expire_tasks", 0.2, chores.expire_tasks),
+            Chore("provisional", 0.5, process.provisional.retry),
+            Chore("housekeep", 2.0, chores.housekeep),
+            Chore("keys", 30.0, chores.keys),
+        ]
+    return every
+
+
+async def _start(process: Process, role: Role) -> None:
+    """Load the rules, and begin to follow the ledger."""
+    admin = process.broker.admin
+    if Role.CONTROL in role:
+        await _load_files(process)
+        await process.chores.keys()
+    await admin.catch_up()
+    process.keyring.refresh()
+    if process.feed is not None:
+        await process.feed.start()
+        process.provisional.restore()
+    await process.writer.submit(Started(role.name or "all", _version()))
+
+
+async def _load_files(process: Process) -> None:
+    """Put the files on disk in force. With files that do not load, the last committed rules stay for the kill switch,
+    and issuance stops; on a ledger that has none, the process cannot start.
+    """
+    admin = process.broker.admin
+    has_rules = bool(process.ledger.head.registry_hash)
+    if has_rules:
+        await admin.catch_up()
+    try:
+        loaded = await asyncio.to_thread(admin.read_files)
+    except ConfigurationInvalid as error:
+        if not has_rules:
+            raise
+        log.critical("registry_invalid", problems=[str(problem) for problem in error.problems])
+        why = f"{error.sentence} Mend the files and reload."
+        problems = [str(problem) for problem in error.problems] or [error.sentence]
+        await process.writer.submit(Together([RefuseReload("all", problems, "taskpass"), StopIssuance(why)]))
+        return
+    await process.writer.submit(Together([*admin.commands(loaded, "taskpass", "start"), StopIssuance(None)]))
+    for problem in loaded.registry.problems(wall_clock()):
+        log.warning("agent_blocked", problem=str(problem))
+
+
+def _version() -> str:
+    try:
+        return version("taskpass")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+__all__ = ["Process", "Role", "create", "running", "sealer_of", "wall_clock"]

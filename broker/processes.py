@@ -1,0 +1,227 @@
+"""`taskpass serve`: token workers, and beside them one control process, on one ledger.
+
+The supervisor opens the listening sockets, starts the control process first (it loads the files and the keys), then the
+workers, restarts what dies, forwards SIGHUP to the control process, and stops everything on SIGTERM or SIGINT.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from broker.app import Process, Role, running
+from broker.config import Config, load_config, split_listen
+from broker.errors import TaskpassError
+from broker.log import configure_logging
+from broker.model import SystemCaller
+
+log = structlog.get_logger(__name__)
+
+_BACKLOG = 2_048
+_GRACE_S = 5
+_READY_WITHIN_S = 60
+_RESTART_PAUSE_S = 1.0
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, ending the feed's streams first so that it can drain, and saying when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, *, process: Process, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._process = process
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._process.feed is not None:
+            await self._process.feed.stop()
+        await super().shutdown(sockets)
+
+
+async def serve_one(config: Config, *, role: Role, listening: socket.socket, ready: Callable[[], None]) -> None:
+    """One process of the broker, until it is told to stop."""
+    async with running(config, role=role) as process:
+        if Role.CONTROL in role:
+            _reload_on_hangup(process)
+        server = _Server(
+            uvicorn.Config(
+                process.app,
+                loop="none",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                date_header=False,
+                proxy_headers=bool(config.serve.trusted_proxies),
+                forwarded_allow_ips=config.serve.trusted_proxies,
+                backlog=_BACKLOG,
+                timeout_graceful_shutdown=_GRACE_S,
+                timeout_keep_alive=75,
+            ),
+            process=process,
+            ready=ready,
+        )
+        await server.serve([listening])
+
+
+def _reload_on_hangup(process: Process) -> None:
+    loop = asyncio.get_running_loop()
+    running_reloads: set[asyncio.Task[None]] = set()
+
+    async def reload() -> None:
+        try:
+            await process.broker.admin.reload(SystemCaller(), "all", reason="SIGHUP")
+            log.info("reloaded")
+        except TaskpassError as error:
+            log.error("reload_refused", problems=str(error))
+
+    def hangup() -> None:
+        task = loop.create_task(reload())
+        running_reloads.add(task)
+        task.add_done_callback(running_reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, hangup)
+
+
+def listen_on(address: str) -> socket.socket:
+    """A listening socket. Raises OSError with the address in it."""
+    host, port = split_listen(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from error
+    listening.listen(_BACKLOG)
+    listening.set_inheritable(True)
+    return listening
+
+
+@dataclass(slots=True)
+class _Child:
+    """One supervised process."""
+
+    name: str
+    role: Role
+    listening: socket.socket
+    process: BaseProcess | None = None
+    started: float = 0.0
+
+
+class Supervisor:
+    """Runs the processes of `taskpass serve`."""
+
+    def __init__(self, *, config_path: Path, config: Config) -> None:
+        self._config_path = config_path
+        self._context = multiprocessing.get_context("spawn")
+        control = listen_on(config.serve.control_listen)
+        tokens = listen_on(config.serve.listen)
+        self._children = [_Child("control", Role.CONTROL, control)]
+        self._children += [_Child(f"worker-{n}", Role.TOKENS, tokens) for n in range(config.serve.workers)]
+        self._stopping = False
+
+    def run(self) -> int:
+        """Start everything and watch it until a signal. Returns the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop())
+        signal.signal(signal.SIGHUP, lambda *_: self._hangup())
+        for child in self._children:
+            if not self._stopping and not self._start(child):
+                self._stop()
+                self._join()
+                return 1
+        log.info("serving", processes=len(self._children))
+        while not self._stopping:
+            self._watch()
+        self._join()
+        return 0
+
+    def _start(self, child: _Child) -> bool:
+        """Start one process and wait until it is ready. False when it could not."""
+        receiver, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(
+            target=_child_main, args=(self._config_path, child.role, child.listening, sender), name=child.name
+        )
+        process.start()
+        sender.close()
+        child.process, child.started = process, time.monotonic()
+        with receiver:
+            ready = wait([receiver, process.sentinel], timeout=_READY_WITHIN_S)
+            if receiver in ready:
+                with suppress(EOFError):
+                    return bool(receiver.recv() == "ready")
+        log.error("did_not_start", process=child.name, exit_code=process.exitcode)
+        return False
+
+    def _watch(self) -> None:
+        """Restart what died. The control process comes back with everything that was committed."""
+        alive = {child.process.sentinel: child for child in self._children if child.process is not None}
+        for sentinel in wait(list(alive), timeout=0.5):
+            assert isinstance(sentinel, int)
+            child = alive[sentinel]
+            if self._stopping:
+                return
+            log.error("process_died", process=child.name, exit_code=child.process.exitcode if child.process else None)
+            if time.monotonic() - child.started < _RESTART_PAUSE_S:
+                time.sleep(_RESTART_PAUSE_S)
+            self._start(child)
+
+    def _hangup(self) -> None:
+        control = self._children[0].process
+        if control is not None and control.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(control.pid, signal.SIGHUP)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        for child in self._children:
+            if child.process is not None:
+                child.process.terminate()
+
+    def _join(self) -> None:
+        for child in self._children:
+            if child.process is not None:
+                child.process.join(_GRACE_S + 5)
+                if child.process.is_alive():
+                    child.process.kill()
+                    child.process.join()
+
+
+def _child_main(config_path: Path, role: Role, listening: socket.socket, ready: Connection) -> None:
+    """A supervised process: ignores the terminal's interrupt, which the supervisor handles."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def tell() -> None:
+        with suppress(OSError):
+            ready.send("ready")
+            ready.close()
+
+    try:
+        config = load_config(config_path)
+        configure_logging(config.log.level, config.log.format)
+        import uvloop
+
+        uvloop.run(serve_one(config, role=role, listening=listening, ready=tell))
+    except TaskpassError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)

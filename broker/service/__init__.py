@@ -1,0 +1,35 @@
+"""The broker's one door. Whoever wants something passes through one of these, `caller` first; each verb authorises,
+decides, and commits state and event together.
+
+    Issuance    a credential for one task: the numbered main path
+    Tasks       open, heartbeat, end
+    KillSwitch  pause, kill, hold, resume, and receipts that prove it
+    Evidence    explain, receipts, introspection, the ledger's proofs
+    Admin       reload, key rotation
+    Callers     who is asking, and sessions
+"""
+
+from dataclasses import dataclass
+
+from broker.service.admin import Admin
+from broker.service.callers import Callers
+from broker.service.evidence import Evidence
+from broker.service.issuance import Issuance
+from broker.service.kill_switch import KillSwitch
+from broker.service.refusals import Refusals
+from broker.service.tasks import Tasks
+
+__all__ = ["Admin", "Broker", "Callers", "Evidence", "Issuance", "KillSwitch", "Refusals", "Tasks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """All verbs of one broker process, assembled by `broker.app`."""
+
+    callers: Callers
+    issuance: Issuance
+    tasks: Tasks
+    kill_switch: KillSwitch
+    evidence: Evidence
+    admin: Admin
+    refusals: Refusals

@@ -1,0 +1,162 @@
+"""Operators' upkeep verbs: reload what is registered and permitted, rotate signing keys."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import policies
+from broker.errors import ConfigurationInvalid, Conflict, Malformed, Problem
+from broker.keys import Keyring
+from broker.ledger import Ledger, views
+from broker.ledger.commands.admin import LoadBundle, PublishNextKey, RefuseReload, RotateKeys, StopIssuance, Together
+from broker.ledger.writer import Writer
+from broker.model import Caller, OperatorCaller, Right, SystemCaller
+from broker.registry import Registry, diff, load
+from broker.rules import RulesInForce, bundle_content, bundle_from_content, trust_rows, vocabulary
+from broker.service.callers import need
+from policies.bundle import Bundle, load_directory
+from policies.model import Difference
+from policies.model import diff as diff_bundles
+
+What = Literal["registry", "policies", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Files that load and fit together, not yet in force."""
+
+    registry: Registry
+    bundle: Bundle
+
+
+class Admin:
+    """Reload and rotation. Both are ledger events."""
+
+    def __init__(
+        self,
+        *,
+        rules: RulesInForce,
+        ledger: Ledger,
+        writer: Writer,
+        keyring: Keyring,
+        registry_dir: Path,
+        policies_dir: Path,
+        now: Callable[[], int],
+    ) -> None:
+        self._rules = rules
+        self._ledger = ledger
+        self._writer = writer
+        self._keyring = keyring
+        self._registry_dir = registry_dir
+        self._policies_dir = policies_dir
+        self._now = now
+
+    async def reload(
+        self, caller: Caller, what: What, *, dry_run: bool = False, reason: str | None = None
+    ) -> dict[str, Any]:
+        """Read the files and put them in force, atomically: all of it, or nothing and the last good rules stay.
+
+        Raises ConfigurationInvalid with every problem. A dry run answers with the difference only.
+        """
+        if what not in ("registry", "policies", "all"):
+            raise Malformed("`what` must be registry, policies or all.")
+        actor = "taskpass" if isinstance(caller, SystemCaller) else need(caller, Right.RELOAD).id
+        try:
+            loaded = await asyncio.to_thread(self.read_files, what)
+        except ConfigurationInvalid as error:
+            if not dry_run:
+                await self._writer.submit(
+                    RefuseReload(what, [str(problem) for problem in error.problems] or [error.sentence], actor)
+                )
+            raise
+        commands = self.commands(loaded, actor, reason)
+        answer: dict[str, Any] = {
+            "registry": {"hash": loaded.registry.hash, "changes": list(commands[0].diff)},
+            "policies": {"hash": loaded.bundle.hash, "changes": list(commands[1].diff)},
+            "blocked_agents": [str(problem) for problem in loaded.registry.problems(self._now())],
+        }
+        if dry_run:
+            return {"dry_run": True, **answer}
+        outcomes = await self._writer.submit(Together([*commands, StopIssuance(None)]))
+        await self._rules.catch_up()
+        answer["registry"]["position"], answer["policies"]["position"] = outcomes[0], outcomes[1]
+        return {"dry_run": False, **answer}
+
+    async def catch_up(self) -> None:
+        """Work by the rules that the ledger's head names."""
+        await self._rules.catch_up()
+
+    def read_files(self, what: What = "all") -> Loaded:
+        """Parse the files. What is not asked for comes from what is in force. Raises ConfigurationInvalid."""
+        registry = load(self._registry_dir) if what != "policies" else self._rules.current.registry
+        trust_rows(registry)  # refuses two vouchers for one subject
+        try:
+            if what == "registry":
+                return Loaded(registry, bundle_from_content(bundle_content(self._rules.current.bundle), registry))
+            return Loaded(registry, load_directory(self._policies_dir, vocabulary(registry)))
+        except policies.PolicyInvalid as error:
+            raise ConfigurationInvalid(
+                "The policies do not load.",
+                problems=[Problem(each.message, each.file, each.line) for each in error.problems],
+            ) from error
+
+    def commands(self, loaded: Loaded, actor: str, reason: str | None) -> list[LoadBundle]:
+        """The two ledger commands that put the files in force, with what they change."""
+        old = self._rules.loaded
+        changes = [change.to_event() for change in diff(old.registry if old else None, loaded.registry)]
+        policy_changes = _policy_changes(diff_bundles(old.bundle if old else None, loaded.bundle))
+        registry, bundle = loaded.registry, loaded.bundle
+        return [
+            LoadBundle("registry", registry.hash, registry.to_content(), changes, actor, reason),
+            LoadBundle("policies", bundle.hash, bundle_content(bundle), policy_changes, actor, reason),
+        ]
+
+    async def rotate(self, caller: Caller, *, reason: str, if_active: str | None = None) -> dict[str, Any]:
+        """Activate the published next key now, publish another. Tokens of the old key stay good until they expire."""
+        actor = "taskpass" if isinstance(caller, SystemCaller) else need(caller, Right.ROTATE).id
+        if not reason.strip():
+            raise Malformed("Say why: a reason is required.")
+        upcoming = self._keyring.make("token")
+        active = await self._writer.submit(RotateKeys("token", upcoming, actor, reason.strip()[:500], if_active))
+        if active is None:
+            await self.publish_next_key()
+            raise Conflict(
+                "No next key was on show, or another process has just rotated. Look at the keys, then try again."
+            )
+        self._keyring.refresh()
+        return {"active": active, "keys": self.keys(SystemCaller())}
+
+    async def publish_next_key(self) -> None:
+        """After a kill of the active key: a successor is always on show before it is needed."""
+        with self._ledger.read() as r:
+            if any(row.state == "next" for row in views.keys(r, purpose="token")):
+                return
+        await self._writer.submit(PublishNextKey(self._keyring.make("token")))
+
+    def keys(self, caller: Caller) -> Sequence[dict[str, Any]]:
+        """Signing keys and their states; public parts only."""
+        if isinstance(caller, OperatorCaller):
+            need(caller, Right.READ, owners=caller.operator.owners)
+        with self._ledger.read() as r:
+            return [
+                {
+                    "kid": row.kid,
+                    "purpose": row.purpose,
+                    "state": row.state,
+                    "published": row.published,
+                    "activated": row.activated,
+                    "retired": row.retired,
+                }
+                for row in views.keys(r)
+            ]
+
+
+def _policy_changes(changes: Difference) -> list[dict[str, str]]:
+    """Changed policies in the form of the registry's changes."""
+    return [
+        {"kind": "policy", "id": policy, "change": change}
+        for change, ids in (("added", changes.added), ("removed", changes.removed), ("changed", changes.changed))
+        for policy in ids
+    ]

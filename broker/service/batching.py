@@ -1,0 +1,50 @@
+"""Requests of one event-loop tick, taken through the pipeline together."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class TickBatcher(Generic[T, R]):
+    """Collects what arrives within one tick and hands it over as one batch. No fixed delay: an idle broker answers one
+    request at once, a loaded one finds its batches growing by themselves.
+
+    `process` answers a batch in order; an exception in a slot fails that request only.
+    """
+
+    def __init__(self, process: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]]) -> None:
+        self._process = process
+        self._waiting: list[tuple[T, asyncio.Future[R]]] = []
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def submit(self, item: T) -> R:
+        """The answer to `item`. Raises what its slot holds."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._start)
+        self._waiting.append((item, future))
+        return await future
+
+    def _start(self) -> None:
+        batch, self._waiting = self._waiting, []
+        task = asyncio.ensure_future(self._run(batch))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _run(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
+        answers: Sequence[R | Exception]
+        try:
+            answers = await self._process([item for item, _ in batch])
+        except Exception as error:  # noqa: BLE001  (handed to every waiting request, which raises it)
+            answers = [error] * len(batch)
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if future.done():  # the client went away
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)

@@ -1,0 +1,233 @@
+"""Who is asking: a bearer's assertion or session token becomes a `Caller`, or an error that says what was missing.
+
+Sessions are credentials whose audience is the broker itself. They spare a caller from signing an assertion for every
+heartbeat, and die like any other credential: by expiry, by a kill that covers them, or with their registration.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from broker import jose
+from broker.attest import AttestationFailed, KeysNeeded
+from broker.errors import AccessDenied, Forbidden, NotAuthenticated, TaskpassError, Unavailable
+from broker.keys import Keyring
+from broker.ledger import Ledger, LedgerUnavailable, views
+from broker.ledger.commands.admin import OpenSession, RegisterInstance, SessionOpened, SessionRefused
+from broker.ledger.commands.issue import Authenticate
+from broker.ledger.writer import Writer
+from broker.model import AgentCaller, Caller, OperatorCaller, Proof, Right, SystemCaller, VerifierCaller, Workload
+from broker.rules import Rules, RulesInForce
+from broker.service.refusals import Refusals
+
+SESSION_TYP = "session+jwt"
+SESSION_TTL_MS = {"agent": 900_000, "verifier": 900_000, "operator": 900_000}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A short session, as answered. Times in seconds."""
+
+    token: str
+    kind: str
+    id: str
+    expires_in: int
+
+
+class Callers:
+    """Authenticates callers of every route but the token endpoint."""
+
+    def __init__(
+        self,
+        *,
+        rules: RulesInForce,
+        ledger: Ledger,
+        writer: Writer,
+        keyring: Keyring,
+        refusals: Refusals,
+        iss: str,
+        now: Callable[[], int],
+    ) -> None:
+        self._rules = rules
+        self._ledger = ledger
+        self._writer = writer
+        self._keyring = keyring
+        self._refusals = refusals
+        self._iss = iss
+        self._now = now
+
+    async def authenticate(self, token: str | None) -> Caller:
+        """The caller, its single-use proof not yet spent. Raises NotAuthenticated."""
+        if token is None:
+            self._refusals.count("no_credential")
+            raise NotAuthenticated("Send an assertion or a session token as `Authorization: Bearer`.")
+        try:
+            unverified = jose.parse(token)
+        except jose.JoseError as error:
+            self._refusals.count(error.reason)
+            raise NotAuthenticated(f"The bearer token is not acceptable: {error}.") from None
+        if unverified.header.typ == SESSION_TYP:
+            return self._by_session(token)
+        return await self._by_assertion(token)
+
+    async def spend(self, caller: Caller, route: str) -> None:
+        """Spend the caller's single-use proof for one request of `route`. Raises NotAuthenticated when it was spent
+        before, Unavailable when that cannot be recorded.
+        """
+        proof = unspent_proof(caller)
+        if proof is None:
+            return
+        try:
+            fresh = await self._writer.submit(Authenticate(kind_of(caller), caller.id, proof, route))
+        except LedgerUnavailable as error:
+            raise Unavailable("The ledger cannot be written, so this proof cannot be accepted.") from error
+        if not fresh:
+            raise NotAuthenticated("This assertion has been used before; present a fresh one.")
+
+    async def open_session(self, caller: Caller) -> Session:
+        """A session for a caller who proved its identity with an assertion. Raises NotAuthenticated, AccessDenied."""
+        if isinstance(caller, SystemCaller) or caller.session_seq is not None:
+            raise Forbidden("A session cannot open another: present an assertion.")
+        kind = kind_of(caller)
+        owner = caller.agent.owner if isinstance(caller, AgentCaller) else None
+        opened = await self._writer.submit(
+            OpenSession(kind, caller.id, owner, unspent_proof(caller), SESSION_TTL_MS[kind])
+        )
+        if isinstance(opened, SessionRefused):
+            error = NotAuthenticated if opened.reason == "replayed" else AccessDenied
+            raise error(opened.sentence, decision_id=opened.decision_id)
+        return self._session(caller, opened)
+
+    async def register_instance(self, caller: VerifierCaller, command: RegisterInstance) -> Session | None:
+        """Register a verifier's process for the feed; its session is for acknowledgements. None: proof or id taken."""
+        opened = await self._writer.submit(command)
+        return None if opened is None else self._session(caller, opened)
+
+    def _session(self, caller: AgentCaller | VerifierCaller | OperatorCaller, opened: SessionOpened) -> Session:
+        kind = kind_of(caller)
+        claims: dict[str, Any] = {
+            "iss": self._iss,
+            "aud": self._iss,
+            "sub": caller.id,
+            "kind": kind,
+            "iat": opened.opened // 1000,
+            "exp": opened.expires // 1000,
+            "seq": opened.seq,
+        }
+        if isinstance(caller, AgentCaller):
+            workload = caller.workload
+            claims["workload"] = [workload.trust, workload.kind, workload.issuer, workload.subject]
+        token = self._keyring.session_signer().sign(SESSION_TYP, claims)
+        return Session(token, kind, caller.id, claims["exp"] - claims["iat"])
+
+    async def _by_assertion(self, token: str) -> Caller:
+        rules = self._rules.current
+        try:
+            workload = await self._attest(rules, token)
+        except (AttestationFailed, KeysNeeded) as error:
+            self._refusals.count(error.reason if isinstance(error, AttestationFailed) else "unknown_key")
+            sentence = (
+                error.sentence if isinstance(error, AttestationFailed) else "Its key is not among its issuer's keys."
+            )
+            raise NotAuthenticated(sentence) from None
+        matched = rules.match(workload)
+        match matched.kind:
+            case "agent":
+                return AgentCaller(rules.registry.agents[matched.id], workload)
+            case "verifier":
+                return VerifierCaller(rules.registry.verifiers[matched.id], workload.proof)
+            case "operator":
+                return OperatorCaller(rules.registry.operators[matched.id], workload.proof)
+        self._refusals.count("not_registered")
+        raise NotAuthenticated(matched.sentence, presented=dict(workload.claims))
+
+    async def _attest(self, rules: Rules, token: str) -> Workload:
+        audiences = frozenset({self._iss})
+        try:
+            return rules.attesters.attest(token, audiences=audiences, sole=True, now_ms=self._now())
+        except KeysNeeded as needed:
+            await rules.attesters.refresh(needed.source)
+            return rules.attesters.attest(token, audiences=audiences, sole=True, now_ms=self._now())
+
+    def _by_session(self, token: str) -> Caller:
+        claims = self._verified_session(token)
+        registry, seq, name = self._rules.current.registry, claims["seq"], claims["sub"]
+        if claims["kind"] == "operator" and name in registry.operators:
+            return OperatorCaller(registry.operators[name], session_seq=seq)
+        if claims["kind"] == "verifier" and name in registry.verifiers:
+            return VerifierCaller(registry.verifiers[name], session_seq=seq)
+        if claims["kind"] == "agent" and name in registry.agents:
+            with self._ledger.read() as r:  # kills are about agents: an operator's session must outlive them
+                if views.kill_map(r).dead(claims, None):
+                    raise NotAuthenticated("This session has been killed; authenticate anew.")
+            trust, kind, issuer, subject = claims["workload"]
+            workload = Workload(
+                trust=trust, kind=kind, issuer=issuer, subject=subject, claims={}, expires=claims["exp"] * 1000
+            )
+            return AgentCaller(registry.agents[name], workload, session_seq=seq)
+        raise NotAuthenticated(f"{name} is not registered any more.")
+
+    def _verified_session(self, token: str) -> dict[str, Any]:
+        profile = jose.Profile(
+            typ=frozenset({SESSION_TYP}),
+            algs=frozenset({"ES256"}),
+            issuer=self._iss,
+            audiences=frozenset({self._iss}),
+            sole_audience=True,
+            kind="session token",
+            required=("sub", "kind", "seq", "iat"),
+            max_lifetime_s=max(SESSION_TTL_MS.values()) // 1000,
+        )
+        try:
+            return dict(jose.verify(token, self._keyring.verifying("session").find, profile, self._now() // 1000))
+        except jose.JoseError as error:
+            self._refusals.count(error.reason)
+            raise NotAuthenticated(f"The session token does not hold: {error}.", next="Authenticate anew.") from None
+
+
+def unspent_proof(caller: Caller) -> Proof | None:
+    """The single-use proof that this caller came with, if it must still be spent."""
+    if isinstance(caller, SystemCaller) or caller.session_seq is not None:
+        return None
+    return caller.workload.proof if isinstance(caller, AgentCaller) else caller.proof
+
+
+def kind_of(caller: Caller) -> str:
+    """The caller's kind, as the guard table and the ledger write it."""
+    match caller:
+        case AgentCaller():
+            return "agent"
+        case VerifierCaller():
+            return "verifier"
+        case OperatorCaller():
+            return "operator"
+        case SystemCaller():
+            return "system"
+
+
+def need(caller: Caller, right: Right, *, owners: frozenset[str] | None = None) -> OperatorCaller:
+    """The operator behind the caller, if it has this right over all of `owners` (None: over everything). Raises
+    Forbidden, which says what is missing.
+    """
+    if not isinstance(caller, OperatorCaller):
+        raise Forbidden(f"This needs an operator; you are {kind_of(caller)} {caller.id}. No workload can do it.")
+    operator = caller.operator
+    allowed = {Right.KILL, Right.READ} if operator.break_glass else operator.rights | {Right.READ}
+    if right not in allowed:
+        raise Forbidden(f"Operator {operator.id} has no right to {right.value}.", next="Ask an operator who has it.")
+    if operator.owners is not None and (owners is None or not owners <= operator.owners):
+        scope = ", ".join(sorted(operator.owners))
+        raise Forbidden(
+            f"Operator {operator.id} may {right.value} only what {scope} own.",
+            next="Ask an operator with a wider scope.",
+        )
+    return caller
+
+
+def as_error(error: Exception) -> TaskpassError:
+    """A ledger failure as the caller sees it."""
+    return (
+        error
+        if isinstance(error, TaskpassError)
+        else Unavailable("The ledger cannot be written.", internal=repr(error))
+    )

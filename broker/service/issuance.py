@@ -1,0 +1,363 @@
+"""The main path: a workload's assertion in, one short-lived credential out, or a recorded refusal.
+
+Requests of one event-loop tick are staged together, because the stages evict each other's caches: verify all, decide
+all, commit all in one transaction, mint all. A failing request fails alone. The steps, and what each of them stops:
+
+ 1. bound and parse        oversized, repeated and ambiguous parameters (`asks.read_token_request`, before this module)
+ 2. authenticate           forged, cross-used, expired and mis-addressed assertions
+ 3. map to one agent       a valid workload that nobody registered, or that two registrations claim
+ 4. load the task          another agent's task
+ 5. narrow                 unknown actions, mistyped parameters
+ 6. decide                 what no policy permits, what lies outside the reviewed boundary, any error in a policy
+ 7. approval               what needs a human first
+ 8. commit                 a kill, hold, reload or task's end that came first; a proof spent twice; an unwritable ledger
+ 9. mint                   a credential that the ledger does not know
+10. check what was minted  a credential that differs from its commit
+11. answer                 (`web.oauth`)
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+
+import policies
+from broker.approvals import PENDING_MS, intent
+from broker.attest import AttestationFailed, KeysNeeded
+from broker.errors import AccessDenied, InvalidGrant, NotAuthenticated, TaskpassError, UnauthorizedClient, Unavailable
+from broker.ledger import Command, LedgerUnavailable
+from broker.ledger.commands.guards import Stale
+from broker.ledger.commands.issue import Asked, Fail, Issue, Issued, Pend, Pending, Refuse, Refused, Verdict
+from broker.ledger.writer import Writer
+from broker.model import Action, Agent, Ask, Resource, Workload
+from broker.rules import Rules, RulesInForce
+from broker.service.asks import TokenRequest, narrow, outside_boundary, target
+from broker.service.batching import TickBatcher
+from broker.service.outcomes import approval_needed, never, refusal_error
+from broker.service.refusals import Refusals
+from broker.service.task_facts import TaskFacts, TaskFactsReader
+from broker.stops import Stops
+from issuers import Issuer, Order
+
+log = structlog.get_logger(__name__)
+
+_DECIDE_AGAIN = 8
+"""How often one batch may find newer rules at its commit. More means that reloads never pause: give up, visibly."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAnswer:
+    """A granted request: the credential, and what was granted."""
+
+    token: str
+    order: Order
+    decision_id: str
+
+
+@dataclass(slots=True)
+class _Case:
+    """One request on its way through the steps. It is done once `result` is set."""
+
+    request: TokenRequest
+    workload: Workload | None = None
+    agent: Agent | None = None
+    resource: Resource | None = None
+    ask: Ask | None = None
+    facts: TaskFacts | None = None
+    verdict: Verdict | None = None
+    gates: Sequence[policies.Gate] = ()
+    refusal: tuple[str, TaskpassError] | None = None  # authenticated, refused, not yet recorded
+    issued: Issued | None = None
+    result: TokenAnswer | Exception | None = None
+
+    def refuse(self, reason: str, error: TaskpassError) -> None:
+        self.refusal = (reason, error)
+
+
+class Issuance:
+    """Takes credential requests through the pipeline, in batches."""
+
+    def __init__(
+        self,
+        *,
+        rules: RulesInForce,
+        writer: Writer,
+        task_facts: TaskFactsReader,
+        issuer: Issuer,
+        stops: Stops,
+        refusals: Refusals,
+        iss: str,
+        token_endpoint: str,
+        ttl_ms: int,
+        now: Callable[[], int],
+    ) -> None:
+        self._rules = rules
+        self._writer = writer
+        self._task_facts = task_facts
+        self._issuer = issuer
+        self._stops = stops
+        self._refusals = refusals
+        # rfc7523bis: a client assertion names the issuer and nothing else; a grant may name the endpoint instead.
+        self._audiences = {"client_credentials": frozenset({iss}), "jwt_bearer": frozenset({iss, token_endpoint})}
+        self._iss = iss
+        self._ttl_ms = ttl_ms
+        self._now = now
+        self._batcher = TickBatcher(self.issue_batch)
+
+    async def issue(self, request: TokenRequest) -> TokenAnswer:
+        """One credential. Raises the TaskpassError that says why not; an authenticated refusal is durable by then."""
+        try:
+            return await self._batcher.submit(request)
+        except KeysNeeded as needed:
+            # Fetch outside the batch, then stand in line again, once: whoever invents key ids waits on nobody else.
+            await self._rules.current.attesters.refresh(needed.source)
+        try:
+            return await self._batcher.submit(request)
+        except KeysNeeded:
+            self._refusals.count("unknown_key")
+            raise _unauthenticated(request, "The assertion's key is not among its issuer's published keys.") from None
+
+    async def issue_batch(self, requests: Sequence[TokenRequest]) -> Sequence[TokenAnswer | Exception]:
+        """The numbered pipeline."""
+        cases = [_Case(request) for request in requests]
+        rules = self._rules.current
+        for case in cases:
+            self._authenticate(rules, case)  # 2
+        for _ in range(_DECIDE_AGAIN):
+            waiting = [case for case in cases if case.result is None and case.issued is None]
+            if not waiting:
+                break
+            for case in waiting:
+                self._map(rules, case)  # 3
+            for case in _open(waiting):
+                self._load_task(case)  # 4
+            for case in _open(waiting):
+                self._narrow(rules, case)  # 5
+            self._decide(rules, _open(waiting))  # 6
+            stale = await self._commit(rules, [case for case in waiting if case.result is None])  # 7, 8
+            if stale:
+                rules = await self._rules.catch_up()
+        for case in cases:
+            if case.issued is not None and case.result is None:
+                await self._mint(case, case.issued)  # 9, 10
+            elif case.result is None:
+                case.result = Unavailable("The rules changed while this request was decided. Nothing was issued.")
+        return [case.result for case in cases if case.result is not None]
+
+    def _authenticate(self, rules: Rules, case: _Case) -> None:
+        """2: every claim of the assertion checked by the one attester that its issuer names."""
+        request = case.request
+        try:
+            case.workload = rules.attesters.attest(
+                request.assertion, audiences=self._audiences[request.grant], sole=True, now_ms=self._now()
+            )
+        except KeysNeeded as needed:
+            case.result = needed
+        except AttestationFailed as failed:
+            self._refusals.count(failed.reason)
+            case.result = _unauthenticated(request, failed.sentence, presented=failed.presented)
+
+    def _map(self, rules: Rules, case: _Case) -> None:
+        """3: exactly one registered agent, in good standing."""
+        assert case.workload is not None
+        case.refusal = case.verdict = None
+        match = rules.match(case.workload)
+        if match.kind != "agent":
+            self._refusals.count("not_registered")
+            case.result = _unauthenticated(case.request, match.sentence, presented=dict(case.workload.claims))
+            return
+        agent = case.agent = rules.registry.agents[match.id]
+        problems = rules.registry.agent_problems(agent, self._now())
+        if problems:
+            case.refuse(
+                "agent_blocked",
+                UnauthorizedClient(
+                    f"Agent {agent.id} gets nothing until its registration is mended.",
+                    problems=[str(problem) for problem in problems],
+                    next=f"Its owner is {agent.owner}: correct the registration, then `taskpass reload`.",
+                ),
+            )
+        elif case.request.client_id not in (None, agent.id, case.workload.subject):
+            case.refuse(
+                "client_id_differs",
+                NotAuthenticated(
+                    f"client_id names another client than the assertion, which is {agent.id}'s.",
+                    next="Send no client_id.",
+                ),
+            )
+
+    def _load_task(self, case: _Case) -> None:
+        """4: the task as the caller's own; another agent's does not exist."""
+        assert case.agent is not None
+        case.facts = self._task_facts.of(case.request.task, case.agent.id)
+        if case.facts is None:
+            case.refuse("task_not_found", UnauthorizedClient(f"There is no task {case.request.task} of yours."))
+
+    def _narrow(self, rules: Rules, case: _Case) -> None:
+        """5: what is asked, typed, within what is registered."""
+        assert case.agent is not None
+        try:
+            case.resource = target(rules.registry, case.request)
+            case.ask = narrow(rules.registry, case.agent, case.request)
+        except TaskpassError as error:
+            case.refuse(error.code, error)
+            return
+        stop = self._stops.covering(agent=case.agent.id, audience=case.resource.audience, task=case.request.task)
+        if stop is not None:
+            case.result = AccessDenied(
+                f"Issuance is on hold by a kill that the ledger has yet to record ({stop}).",
+                outcome="held",
+                retry=False,
+            )
+
+    def _decide(self, rules: Rules, cases: Sequence[_Case]) -> None:
+        """6: all cases in one batch of policy requests, one for each action."""
+        asked = [_policy_requests(case) for case in cases]
+        decisions = iter(rules.engine.decide_batch([each for requests in asked for each in requests]))
+        for case, requests in zip(cases, asked, strict=True):
+            decided = [next(decisions) for _ in requests]
+            assert case.agent is not None
+            assert case.ask is not None
+            if case.request.scope is None and case.request.details is None:
+                case.ask, decided = _default_scope(case.ask, decided)
+            decision = policies.combine(decided)
+            beyond = outside_boundary(case.agent, case.ask)
+            if beyond:
+                beyond_review = f"{' '.join(beyond)} is outside the boundary reviewed for {case.agent.id}"
+                decision = policies.combine([decision, _never(decision.bundle, beyond_review)])
+            case.verdict = rules.verdict(decision)
+            if isinstance(decision, policies.Approval):
+                case.gates = decision.gates
+            elif isinstance(decision, policies.Never):
+                case.refuse("never", never(decision, case.agent))
+
+    async def _commit(self, rules: Rules, cases: Sequence[_Case]) -> bool:
+        """7, 8: one ledger batch; every guard is read again inside it. True when some must be decided again."""
+        commands = [self._command(rules, case) for case in cases]
+        try:
+            outcomes = await self._writer.submit_many(commands)
+        except LedgerUnavailable as error:
+            outcomes = [error] * len(cases)
+        stale = False
+        for case, outcome in zip(cases, outcomes, strict=True):
+            match outcome:
+                case Stale():
+                    stale = True
+                case Issued():
+                    case.issued = outcome
+                case Pending():
+                    case.result = approval_needed(outcome, case.gates, case.verdict)
+                case Refused():
+                    case.result = self._refused(case, outcome)
+                case _:
+                    log.error("commit_failed", error=repr(outcome))
+                    case.result = Unavailable(
+                        "The ledger cannot be written, so nothing is issued.", internal=repr(outcome)
+                    )
+        return stale
+
+    def _command(self, rules: Rules, case: _Case) -> Command:
+        agent, workload = case.agent, case.workload
+        assert agent is not None
+        assert workload is not None
+        asked = Asked(agent=agent.id, owner=agent.owner, workload=workload, task=case.request.task, ask=case.ask)
+        if case.refusal is not None:
+            reason, error = case.refusal
+            return Refuse(asked, reason, error.sentence, case.verdict)
+        assert case.ask is not None
+        assert case.verdict is not None
+        assert case.resource is not None
+        if case.gates:
+            wanted = intent(agent=agent.id, task=case.request.task, ask=case.ask, policy_hash=rules.policy_hash)
+            gates = [asdict(gate) for gate in case.gates]
+            return Pend(asked, case.verdict, wanted.digest, wanted.canonical, gates, PENDING_MS)
+        ttl_ms = min(self._ttl_ms, agent.limits.token_ttl_s * 1000)
+        return Issue(asked, case.verdict, case.resource.audience, ttl_ms)
+
+    def _refused(self, case: _Case, refused: Refused) -> TaskpassError:
+        """The answer to a recorded refusal: the one decided on, unless a guard at the commit refused first."""
+        if case.refusal is not None and case.refusal[0] == refused.reason:
+            error = case.refusal[1]
+        else:
+            error = refusal_error(refused, grant=case.request.grant)
+        error.decision_id = refused.decision_id
+        return error
+
+    async def _mint(self, case: _Case, issued: Issued) -> None:
+        """9, 10: sign what was committed. A failure is recorded; the position stays spent."""
+        assert case.agent is not None
+        assert case.ask is not None
+        assert case.resource is not None
+        order = Order(
+            seq=issued.seq,
+            jti=issued.jti,
+            kid=issued.kid,
+            agent=case.agent.id,
+            task=issued.task,
+            audience=case.resource.audience,
+            actions=case.ask.actions,
+            parameters=case.ask.parameters,
+            iat=issued.iat,
+            exp=issued.exp,
+        )
+        try:
+            case.result = TokenAnswer(self._issuer.issue(order), order, issued.decision_id)
+        except Exception as error:
+            log.exception("minting_failed", seq=issued.seq)
+            await self._writer.submit(Fail(issued, type(error).__name__))
+            case.result = Unavailable("The credential could not be minted. Nothing was issued.", internal=repr(error))
+
+
+def _open(cases: Sequence[_Case]) -> list[_Case]:
+    """Cases that are still on their way to a decision."""
+    return [case for case in cases if case.result is None and case.refusal is None]
+
+
+def _policy_requests(case: _Case) -> list[policies.Request]:
+    assert case.agent is not None
+    assert case.ask is not None
+    assert case.facts is not None
+    assert case.workload is not None
+    assert case.resource is not None
+    return [
+        policies.Request(
+            agent=case.agent.id,
+            resource=case.ask.resource,
+            action=action,
+            parameters=_parameters_of(case.resource.actions[action], case.ask.parameters),
+            trigger=case.facts.trigger,
+            on_behalf=case.facts.on_behalf,
+            depth=case.facts.depth,
+            trust=case.workload.trust,
+            workload=case.workload.kind,
+        )
+        for action in case.ask.actions
+    ]
+
+
+def _parameters_of(action: Action, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that this action knows: a request of several actions carries all of theirs."""
+    return {name: value for name, value in parameters.items() if name in action.parameters}
+
+
+def _never(bundle: str, reason: str) -> policies.Never:
+    return policies.Never(bundle=bundle, policies=(), cause=policies.Cause.FORBIDDEN, reasons=(reason,))
+
+
+def _default_scope(ask: Ask, decided: list[policies.Decision]) -> tuple[Ask, list[policies.Decision]]:
+    """A client that names no scope gets what is automatic (RFC 6749 section 3.3), and the whole refusal if nothing is."""
+    automatic = [
+        (action, each)
+        for action, each in zip(ask.actions, decided, strict=True)
+        if isinstance(each, policies.Automatic)
+    ]
+    if not automatic:
+        return ask, decided
+    return Ask(ask.resource, tuple(action for action, _ in automatic), ask.parameters), [each for _, each in automatic]
+
+
+def _unauthenticated(request: TokenRequest, sentence: str, **members: Any) -> TaskpassError:
+    """The code that the grant prescribes: the assertion is the client's authentication, or it is the grant itself."""
+    error = InvalidGrant if request.grant == "jwt_bearer" else NotAuthenticated
+    return error(sentence, **members)

@@ -1,0 +1,119 @@
+"""What a broker does by itself: expire tasks, count refusals, prune, rotate keys by age, fetch keys that are due.
+
+Each chore is a coroutine run at its own interval. A chore that fails is logged and tried again at its next turn; none of
+them can stop another, and none is needed for a kill.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+
+from broker.ledger import Ledger, views
+from broker.ledger.commands.admin import Housekeep
+from broker.ledger.commands.tasks import ExpireTasks
+from broker.ledger.writer import Writer
+from broker.model import SystemCaller
+from broker.rules import RulesInForce
+from broker.service import Admin, Refusals
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """Something to do every `every_s` seconds."""
+
+    name: str
+    every_s: float
+    do: Callable[[], Awaitable[None]]
+
+
+class Upkeep:
+    """Runs chores until it is stopped."""
+
+    def __init__(self, chores: Sequence[Chore]) -> None:
+        self._chores = chores
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin, on the running loop."""
+        self._tasks = [asyncio.create_task(self._run(chore), name=chore.name) for chore in self._chores]
+
+    async def stop(self) -> None:
+        """End every chore."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+    @staticmethod
+    async def _run(chore: Chore) -> None:
+        while True:
+            await asyncio.sleep(chore.every_s)
+            try:
+                await chore.do()
+            except Exception as error:  # noqa: BLE001  (a chore that fails must not end the others)
+                log.error("chore_failed", chore=chore.name, error=repr(error))
+
+
+class Chores:
+    """The chores themselves, each one step that tests call without waiting."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        writer: Writer,
+        rules: RulesInForce,
+        refusals: Refusals,
+        admin: Admin,
+        rotate_after_ms: int,
+        now: Callable[[], int],
+    ) -> None:
+        self._ledger = ledger
+        self._writer = writer
+        self._rules = rules
+        self._refusals = refusals
+        self._admin = admin
+        self._rotate_after_ms = rotate_after_ms
+        self._now = now
+
+    async def expire_tasks(self) -> None:
+        """End overdue tasks. Reads first: an idle broker writes nothing."""
+        with self._ledger.read() as r:
+            due = views.tasks_are_due(r, self._now())
+        while due:
+            due = bool(await self._writer.submit(ExpireTasks()))
+
+    async def flush_refusals(self) -> None:
+        """Record what was refused before authentication since the last time."""
+        command = self._refusals.flush()
+        if command is not None:
+            await self._writer.submit(command)
+
+    async def housekeep(self) -> None:
+        """Prune spent proofs and raise the floor, when there is something to prune."""
+        with self._ledger.read() as r:
+            needed = views.needs_housekeeping(r, self._now())
+        if needed:
+            await self._writer.submit(Housekeep())
+
+    async def keys(self) -> None:
+        """Keep a next key on show; rotate when the active one is old."""
+        await self._admin.publish_next_key()
+        with self._ledger.read() as r:
+            active = next((row for row in views.keys(r, purpose="token") if row.state == "active"), None)
+        if active is not None and self._now() - (active.activated or active.published) >= self._rotate_after_ms:
+            await self._admin.rotate(SystemCaller(), reason="age", if_active=active.kid)
+
+    async def fetch_keys(self) -> None:
+        """Refresh the key sets of workload issuers before they are stale."""
+        await self._rules.current.attesters.refresh_due()
+
+    async def follow_rules(self) -> None:
+        """Load rules that another process put in force."""
+        await self._rules.catch_up()

@@ -1,0 +1,122 @@
+"""The ASGI application of one broker process."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
+
+from broker.errors import Malformed, NotFound, TaskpassError
+from broker.keys import Keyring
+from broker.service import Broker
+from broker.web import audit, oauth, operator, revocations, tasks
+from broker.web.feed import Feed
+from broker.web.guards import check_guards, guard
+from broker.web.http import json_answer, problem, unforeseen
+from broker.web.openapi import publish
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WebSettings:
+    """What the web layer needs of the configuration."""
+
+    issuer: str
+    control_url: str
+    jwks_keep_ms: int
+
+
+def create_app(
+    *,
+    broker: Broker,
+    keyring: Keyring,
+    feed: Feed | None,
+    settings: WebSettings,
+    scopes: Callable[[], set[str]],
+    ready: Callable[[], list[str]],
+    tokens: bool,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+) -> FastAPI:
+    """The application of a token worker (`tokens`), of the control process (`feed`), or of both in one.
+
+    Raises RuntimeError when a route has no guard.
+    """
+    app = FastAPI(
+        title="Taskpass",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(guard)],
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.broker, app.state.keyring, app.state.feed = broker, keyring, feed
+    app.state.settings, app.state.scopes, app.state.ready = settings, scopes, ready
+    if tokens:
+        # A plain route before all others: neither dependencies nor models on the hot path.
+        app.router.routes.insert(0, Route("/oauth2/token", oauth.TokenEndpoint(broker), methods=["POST"]))
+    app.include_router(oauth.router)
+    app.include_router(tasks.router)
+    if feed is not None:
+        app.include_router(operator.router)
+        app.include_router(audit.router)
+        app.include_router(revocations.router)
+    app.add_api_route("/livez", _livez, methods=["GET"])
+    app.add_api_route("/readyz", _readyz, methods=["GET"])
+    publish(app)
+    _render_errors(app)
+    check_guards(app.router.routes)
+    return app
+
+
+async def _livez() -> Response:
+    return json_answer({"status": "alive"})
+
+
+async def _readyz(request: Request) -> Response:
+    """Ready to issue, or the reasons why not."""
+    reasons = request.app.state.ready()
+    return json_answer(
+        {"status": "ready" if not reasons else "not ready", "reasons": reasons}, 200 if not reasons else 503
+    )
+
+
+def _render_errors(app: FastAPI) -> None:
+    async def refused(_: Request, error: Exception) -> Response:
+        assert isinstance(error, TaskpassError)
+        return problem(error)
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first: dict[str, Any] = error.errors()[0]
+        where = " ".join(str(part) for part in first["loc"])[:120]
+        return problem(Malformed(f"{where}: {first['msg']}."))
+
+    async def routing(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            return problem(NotFound("There is no such path."))
+        found = problem(Malformed("This path does not take that method."))
+        found.status_code = error.status_code
+        for name, value in (error.headers or {}).items():
+            found.headers[name] = value
+        return found
+
+    async def bug(_: Request, error: Exception) -> Response:
+        return problem(unforeseen(error))
+
+    handlers: list[tuple[type[Exception], Callable[[Request, Exception], Awaitable[Response]]]] = [
+        (TaskpassError, refused),
+        (RequestValidationError, invalid),
+        (HTTPException, routing),
+        (Exception, bug),
+    ]
+    for kind, handler in handlers:
+        app.add_exception_handler(kind, handler)

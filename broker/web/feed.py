@@ -1,0 +1,274 @@
+"""The revocation feed: a snapshot, a stream of server-sent events, and the verifiers' acknowledgements.
+
+The feed lives in the control process, so that no kill queues behind tokens. It follows the ledger, not the act: whoever
+commits a kill, in whichever process, the feed finds it in the store. Positions only grow; applying a kill twice changes
+nothing; so there is no gap and no order to get wrong.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import structlog
+
+from broker.errors import Conflict
+from broker.ledger import Ledger, LedgerUnavailable, Reader, views
+from broker.ledger.commands.admin import TouchInstances
+from broker.ledger.commands.kills import Ack, Acknowledge
+from broker.ledger.writer import Writer
+from broker.wire import Cursor, FeedKill
+
+log = structlog.get_logger(__name__)
+
+HEARTBEAT_S = 1.0
+POLL_S = 0.010
+"""How often the store is asked whether anyone has committed. Costs microseconds; kills of this process do not wait."""
+QUEUE = 1_000
+"""Events that may wait for one slow listener before it is cut off; it comes back with its cursor."""
+
+
+@dataclass(eq=False, slots=True)
+class Listener:
+    """One connected verifier instance."""
+
+    instance: str
+    verifier: str
+    stamp: int | None
+    owed: dict[int, int] = field(default_factory=dict)  # kills it has yet to acknowledge: position -> ledger time
+    position: int = -1  # the last position it reported applied
+    heard: bool = True  # since the last touch of its last-contact column
+    events: "asyncio.Queue[bytes | None]" = field(default_factory=lambda: asyncio.Queue(QUEUE))
+
+    def send(self, event: bytes) -> None:
+        """Queue an event; a listener that does not keep up is cut off."""
+        try:
+            self.events.put_nowait(event)
+        except asyncio.QueueFull:
+            self.close()
+
+    def close(self) -> None:
+        """End the stream after what is queued, or at once when the queue is full."""
+        if self.events.full():
+            self.events.get_nowait()
+        self.events.put_nowait(None)
+
+
+class Feed:
+    """Follows the ledger and tells every listener."""
+
+    def __init__(self, *, ledger: Ledger, writer: Writer, now: Callable[[], int]) -> None:
+        self._ledger = ledger
+        self._writer = writer
+        self._now = now
+        self._listeners: dict[str, Listener] = {}
+        self._provisional: dict[str, FeedKill] = {}
+        self._position = -1
+        self._version = -1
+        self._acks: list[Ack] = []
+        self._acks_waiting = asyncio.Event()
+        self._changed = asyncio.Event()  # acknowledgements were committed
+        self._poke = asyncio.Event()  # this process committed something
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin to follow."""
+        with self._ledger.read() as r:
+            self._position = r.head().size - 1
+        self._tasks = [asyncio.create_task(each) for each in (self._follow(), self._beat(), self._write_acks())]
+
+    async def stop(self) -> None:
+        """End every stream, so that the server can drain."""
+        for listener in list(self._listeners.values()):
+            listener.close()
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def poke(self) -> None:
+        """This process committed: look now, not at the next poll."""
+        self._poke.set()
+
+    # --- What listeners get -------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Any]:
+        """All kills that can still matter, as of one position."""
+        with self._ledger.read() as r:
+            return self._snapshot(r)
+
+    def connect(
+        self, *, instance: str, verifier: str, stamp: int | None, cursor: Cursor | None, hello: dict[str, Any]
+    ) -> Listener:
+        """Begin a stream: hello, what the listener has missed, a heartbeat; from here on every kill. No await between
+        reading the store and joining the listeners, so nothing falls between.
+        """
+        earlier = self._listeners.pop(instance, None)
+        if earlier is not None:
+            earlier.close()
+        listener = Listener(instance, verifier, stamp)
+        with self._ledger.read() as r:
+            head = r.head()
+            listener.send(
+                _event(
+                    "hello",
+                    {**hello, "epoch": head.epoch, "instance": instance, "heartbeat_ms": int(HEARTBEAT_S * 1000)},
+                )
+            )
+            if cursor is not None and cursor.epoch == head.epoch and head.floor <= cursor.position < head.size:
+                for kill in views.feed(r, after=cursor.position):
+                    listener.send(_kill_event(head.epoch, kill))
+            else:
+                listener.send(_event("snapshot", self._snapshot(r)))
+            listener.owed.update(views.unacknowledged(r, instance, head.size))
+            for kill in self._provisional.values():
+                listener.send(_kill_event(head.epoch, kill))
+            self._listeners[instance] = listener
+            listener.send(_heartbeat(r, stamp))
+        return listener
+
+    async def stream(self, listener: Listener) -> AsyncIterator[bytes]:
+        """The listener's events until it leaves, falls behind, or the broker stops."""
+        try:
+            while (event := await listener.events.get()) is not None:
+                yield event
+        finally:
+            if self._listeners.get(listener.instance) is listener:
+                del self._listeners[listener.instance]
+
+    def acknowledge(self, *, verifier: str, instance: str, cursor: Cursor, stamp: int) -> None:
+        """The instance reports everything up to `cursor` applied. Raises Conflict when it is not connected here."""
+        listener = self._listeners.get(instance)
+        if listener is None or listener.verifier != verifier or cursor.epoch != self._ledger.head.epoch:
+            raise Conflict("This instance is not connected to the feed here: connect anew.")
+        listener.heard = True
+        listener.stamp = max(stamp, listener.stamp or 0)
+        listener.position = max(listener.position, cursor.position)
+        now = self._now()
+        for position in [position for position in listener.owed if position <= cursor.position]:
+            ms = max(0, now - listener.owed.pop(position))
+            self._acks.append(Ack(position, instance, verifier, ms))
+        if self._acks:
+            self._acks_waiting.set()
+
+    # --- Provisional kills --------------------------------------------------------------------------------------------
+
+    def put_provisional(self, kill: FeedKill) -> None:
+        """Tell every listener of a kill that is not in the ledger yet."""
+        self._provisional[kill.id] = kill
+        self._broadcast(_kill_event(self._ledger.head.epoch, kill))
+
+    def withdraw(self, provisional_id: str, kill: FeedKill | None) -> None:
+        """The ledger took the kill, or refused it: the durable entry replaces the provisional one."""
+        self._provisional.pop(provisional_id, None)
+        self._broadcast(_event("withdrawn", {"id": provisional_id, "kill": kill.to_wire() if kill else None}))
+
+    async def until(self, done: Callable[[], bool], *, timeout_ms: int) -> None:
+        """Wait until `done`, looked at again whenever acknowledgements are committed, or until the time is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_ms / 1000):
+                while not done():
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    # --- Following the ledger -----------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                version = self._ledger.data_version()
+                if version != self._version or self._poke.is_set():
+                    self._poke.clear()
+                    self._version = version
+                    self._catch_up()
+            except LedgerUnavailable as error:
+                log.error("feed_cannot_read", error=str(error))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._poke.wait()
+
+    def _catch_up(self) -> None:
+        """Tell listeners of every kill since the last look."""
+        with self._ledger.read() as r:
+            head = r.head()
+            if head.size - 1 <= self._position:
+                return
+            kills = views.feed(r, after=self._position)
+            times = views.kill_times(r, after=self._position) if kills else {}
+            self._position = head.size - 1
+        for kill in kills:
+            for listener in self._listeners.values():
+                listener.owed[kill.seq] = times[kill.seq]
+            self._broadcast(_kill_event(head.epoch, kill))
+
+    def _broadcast(self, event: bytes) -> None:
+        for listener in list(self._listeners.values()):
+            listener.send(event)
+
+    async def _beat(self) -> None:
+        """Every second: a heartbeat from a fresh read, or none at all; and last-contact columns, coalesced."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            if not self._listeners:
+                continue
+            try:
+                with self._ledger.read() as r:
+                    beats = [(listener, _heartbeat(r, listener.stamp)) for listener in self._listeners.values()]
+                for listener, event in beats:
+                    listener.send(event)
+                seen = [
+                    (listener.instance, listener.position) for listener in self._listeners.values() if listener.heard
+                ]
+                for listener in self._listeners.values():
+                    listener.heard = False
+                if seen:
+                    await self._writer.submit(TouchInstances(seen))
+            except LedgerUnavailable as error:
+                log.error("no_heartbeat", error=str(error))
+
+    async def _write_acks(self) -> None:
+        """Record acknowledgements, as many together as arrive meanwhile. One that cannot be written is kept."""
+        while True:
+            await self._acks_waiting.wait()
+            self._acks_waiting.clear()
+            acks, self._acks = self._acks, []
+            try:
+                await self._writer.submit_priority(Acknowledge(acks))
+            except LedgerUnavailable:
+                self._acks = [*acks, *self._acks]
+                await asyncio.sleep(HEARTBEAT_S)
+                self._acks_waiting.set()
+            self._changed.set()
+
+    def _snapshot(self, r: Reader) -> dict[str, Any]:
+        head = r.head()
+        kills = [*views.feed(r, after=-1), *self._provisional.values()]
+        return {
+            **_place(r),
+            "kills": [kill.to_wire() for kill in kills],
+            "cursor": str(Cursor(head.epoch, head.size - 1)),
+        }
+
+
+def _place(r: Reader) -> dict[str, Any]:
+    head = r.head()
+    return {"epoch": head.epoch, "position": head.size - 1, "floor": head.floor, "time": head.time}
+
+
+def _heartbeat(r: Reader, stamp: int | None) -> bytes:
+    """`stamp` echoes the instance's own last one, from which it counts the age of what it knows."""
+    return _event("heartbeat", {**_place(r), "stamp": stamp})
+
+
+def _kill_event(epoch: str, kill: FeedKill) -> bytes:
+    return _event("kill", kill.to_wire(), None if kill.provisional else Cursor(epoch, kill.seq))
+
+
+def _event(name: str, data: dict[str, Any], cursor: Cursor | None = None) -> bytes:
+    head = b"event: %b\n" % name.encode()
+    if cursor is not None:
+        head += b"id: %b\n" % str(cursor).encode()
+    return head + b"data: " + orjson.dumps(data) + b"\n\n"

@@ -1,0 +1,154 @@
+"""What every route shares: bounded strict bodies, and errors rendered in one place.
+
+RFC 6749 section 5.2 at the OAuth endpoints, RFC 9457 problem details elsewhere; anything unforeseen is a 500 that says
+nothing, with its cause in the log under the same request id.
+"""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import orjson
+import structlog
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.responses import Response
+
+from broker import jose
+from broker.errors import Malformed, NotAuthenticated, TaskpassError, Unavailable
+
+log = structlog.get_logger(__name__)
+
+MAX_BODY = 32_768
+_MAX_FIELDS = 32
+NO_STORE = {"cache-control": "no-store"}
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Body(BaseModel):
+    """A JSON request body: every member named, nothing else accepted, no conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def json_answer(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:  # noqa: ANN401  (JSON)
+    """A JSON answer that no cache keeps."""
+    return Response(orjson.dumps(body), status, {**NO_STORE, **(headers or {})}, "application/json")
+
+
+def takes(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI part of a route that reads its body with `read_json`."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+async def read_body(request: Request) -> bytes:
+    """The body, refused as soon as it is too long, whatever its headers promise."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MAX_BODY:
+            raise Malformed(f"The request body is longer than {MAX_BODY} bytes.")
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def read_json(request: Request, model: type[Model]) -> Model:
+    """The JSON body as `model`, strictly. An empty body is an empty object. Raises Malformed, naming the member."""
+    raw = await read_body(request)
+    try:
+        value = jose.load_json(raw, what="request body") if raw.strip() else {}
+        return model.model_validate(value)
+    except jose.JoseError as error:
+        raise Malformed(str(error)) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part)[:60] for part in first["loc"]) or "the body"
+        raise Malformed(f"{where}: {first['msg']}.") from None
+
+
+async def read_form(request: Request) -> list[tuple[str, str]]:
+    """The form of an OAuth endpoint, as sent. Raises Malformed."""
+    if request.headers.getlist("content-type")[:2] and len(request.headers.getlist("content-type")) > 1:
+        raise Malformed("Content-Type is repeated.")
+    return parse_form(request.headers.get("content-type"), await read_body(request))
+
+
+def parse_form(content_type: str | None, body: bytes) -> list[tuple[str, str]]:
+    """Pairs of an `application/x-www-form-urlencoded` body in UTF-8. Raises Malformed."""
+    if (content_type or "").partition(";")[0].strip().lower() != "application/x-www-form-urlencoded":
+        raise Malformed("Send the parameters as application/x-www-form-urlencoded.")
+    try:
+        text = body.decode("ascii")
+        return parse_qsl(
+            text, keep_blank_values=True, strict_parsing=bool(text), errors="strict", max_num_fields=_MAX_FIELDS
+        )
+    except ValueError:
+        raise Malformed(
+            "The form body cannot be read: it must be percent-encoded UTF-8 with at most 32 fields."
+        ) from None
+
+
+def request_id() -> str:
+    """An id that joins an answer to its log line."""
+    return f"req_{secrets.token_hex(8)}"
+
+
+def oauth_error(error: TaskpassError) -> Response:
+    """An error at an OAuth endpoint (RFC 6749 section 5.2). A policy's refusal is a 400 here."""
+    reference = _log(error)
+    status = 400 if error.status == 403 else error.status
+    body = {"error": error.code, "error_description": _ascii(error.sentence), **error.body(), "request_id": reference}
+    return json_answer(body, status, {"pragma": "no-cache", **_headers(error, reference)})
+
+
+def problem(error: TaskpassError) -> Response:
+    """An error anywhere else (RFC 9457)."""
+    reference = _log(error)
+    body = {
+        "type": f"urn:taskpass:error:{error.code}",
+        "title": type(error).__name__,
+        "status": error.status,
+        "detail": error.sentence,
+        "code": error.code,
+        **error.body(),
+        "request_id": reference,
+    }
+    headers = _headers(error, reference)
+    if isinstance(error, NotAuthenticated):
+        headers["www-authenticate"] = "Bearer"
+    return Response(orjson.dumps(body), error.status, {**NO_STORE, **headers}, "application/problem+json")
+
+
+def unforeseen(exception: Exception) -> TaskpassError:
+    """What a caller learns of a bug: that there was one, and its id."""
+    return TaskpassError("Something went wrong in the broker. Nothing was issued.", internal=repr(exception))
+
+
+def _headers(error: TaskpassError, reference: str) -> dict[str, str]:
+    headers = {"x-request-id": reference}
+    if isinstance(error, Unavailable):
+        headers["retry-after"] = str(error.retry_after)
+    return headers
+
+
+def _log(error: TaskpassError) -> str:
+    reference = request_id()
+    write = log.error if error.status >= 500 else log.info
+    write("refused", request_id=reference, code=error.code, decision_id=error.decision_id, internal=error.internal)
+    return reference
+
+
+def _ascii(text: str) -> str:
+    """`error_description` may hold printable ASCII without quotes and backslashes only (RFC 6749 section 5.2)."""
+    return "".join(
+        char if 32 <= ord(char) < 127 and char not in '"\\' else "'" if char == '"' else "?" for char in text
+    )
+
+
+def listing(items: Sequence[Any]) -> Response:
+    """A list answers as a bare array: empty is `[]`."""
+    return json_answer(list(items))

@@ -1,0 +1,194 @@
+"""The OAuth endpoints: token, introspection, revocation, key set, metadata.
+
+The token route is the hot one: plain ASGI, no form parser, no dependency injection, no response model.
+"""
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from broker.errors import Malformed, NotAuthenticated, NotFound, TaskpassError
+from broker.model import AgentCaller, Caller, Selector, Target
+from broker.service import Broker
+from broker.service.asks import (
+    CLIENT_ASSERTION_JWT,
+    CLIENT_ASSERTION_SPIFFE,
+    CLIENT_CREDENTIALS,
+    DETAILS_TYPE,
+    JWT_BEARER,
+    read_token_request,
+)
+from broker.service.issuance import TokenAnswer
+from broker.web.guards import bearer
+from broker.web.http import MAX_BODY, json_answer, oauth_error, parse_form, read_form, unforeseen
+from issuers.access_token import details
+
+_TOKEN_HEADERS = [(b"content-type", b"application/json"), (b"cache-control", b"no-store"), (b"pragma", b"no-cache")]
+
+router = APIRouter()
+
+
+class TokenEndpoint:
+    """`POST /oauth2/token` as an ASGI application."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            content_type, body = await _read(scope, receive)
+            answer = await self._broker.issuance.issue(read_token_request(parse_form(content_type, body)))
+        except TaskpassError as error:
+            if error.decision_id is None and error.status == 400:
+                self._broker.refusals.count(error.code)
+            await oauth_error(error)(scope, receive, send)
+            return
+        except Exception as error:  # noqa: BLE001  (rendered as a 500 that leaks nothing)
+            await oauth_error(unforeseen(error))(scope, receive, send)
+            return
+        payload = orjson.dumps(_granted(answer))
+        headers = [*_TOKEN_HEADERS, (b"content-length", str(len(payload)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": payload})
+
+
+async def _read(scope: Scope, receive: Receive) -> tuple[str | None, bytes]:
+    """Content type and bounded body of the request. Raises Malformed."""
+    types = [value for name, value in scope["headers"] if name == b"content-type"]
+    if len(types) > 1:
+        raise Malformed("Content-Type is repeated.")
+    if scope["query_string"]:
+        raise Malformed("Parameters belong in the body: URLs end up in logs.")
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Malformed("The client went away.")
+        part = message.get("body", b"")
+        size += len(part)
+        if size > MAX_BODY:
+            raise Malformed(f"The request body is longer than {MAX_BODY} bytes.")
+        parts.append(part)
+        more = message.get("more_body", False)
+    return (types[0].decode("latin-1") if types else None), b"".join(parts)
+
+
+def _granted(answer: TokenAnswer) -> dict[str, Any]:
+    """The success body (RFC 6749 section 5.1): it repeats what was granted."""
+    order = answer.order
+    body: dict[str, Any] = {
+        "access_token": answer.token,
+        "token_type": "Bearer",
+        "expires_in": order.exp - order.iat,
+        "scope": " ".join(order.actions),
+        "task": order.task,
+        "decision_id": answer.decision_id,
+    }
+    if order.parameters:
+        body["authorization_details"] = details(order)
+    return body
+
+
+# --- Introspection and revocation -------------------------------------------------------------------------------------
+
+
+async def _client(request: Request, form: dict[str, str]) -> Caller:
+    """The caller of an endpoint that takes client authentication in its form, or a bearer. Never both."""
+    broker: Broker = request.app.state.broker
+    header, assertion = bearer(request), form.get("client_assertion")
+    if header is not None and assertion is not None:
+        raise Malformed("Authenticate in one way: client_assertion or Authorization, not both.")
+    if assertion is not None and form.get("client_assertion_type") not in (
+        CLIENT_ASSERTION_JWT,
+        CLIENT_ASSERTION_SPIFFE,
+    ):
+        raise Malformed(f"client_assertion_type must be {CLIENT_ASSERTION_JWT}.")
+    caller = await broker.callers.authenticate(header or assertion)
+    if form.get("client_id") not in (None, caller.id):
+        raise NotAuthenticated("client_id names another client than the assertion.")
+    await broker.callers.spend(caller, request.url.path)
+    return caller
+
+
+async def _token_form(request: Request) -> tuple[dict[str, str], str]:
+    pairs = await read_form(request)
+    form = dict(pairs)
+    if len(form) != len(pairs):
+        raise Malformed("A parameter is repeated.")
+    if not form.get("token"):
+        raise Malformed("token is missing.")
+    return form, form["token"]
+
+
+@router.post("/oauth2/introspect")
+async def introspect(request: Request) -> Response:
+    """RFC 7662: is this token good, now, for the service that asks?"""
+    broker: Broker = request.app.state.broker
+    try:
+        form, token = await _token_form(request)
+        caller = await _client(request, form)
+        return json_answer(broker.evidence.introspect(caller, token))
+    except TaskpassError as error:
+        return oauth_error(error)
+
+
+@router.post("/oauth2/revoke")
+async def revoke(request: Request) -> Response:
+    """RFC 7009: end one of the client's own tokens. An unknown token is a success: it is not valid."""
+    broker: Broker = request.app.state.broker
+    try:
+        form, token = await _token_form(request)
+        caller = await _client(request, form)
+        if not isinstance(caller, AgentCaller):
+            raise NotAuthenticated("Only the agent that holds a token revokes it here; operators use /v1/kills.")
+        grant = broker.evidence.grant_of(token)
+        if grant is not None:
+            try:
+                await broker.kill_switch.revoke_own(caller, Selector(Target.GRANT, grant))
+            except NotFound:
+                pass  # another client's token does not exist for this one
+        return Response(status_code=200, headers={"cache-control": "no-store"})
+    except TaskpassError as error:
+        return oauth_error(error)
+
+
+# --- Key set and metadata ---------------------------------------------------------------------------------------------
+
+
+@router.get("/oauth2/jwks")
+async def jwks(request: Request) -> Response:
+    """The public keys of access tokens (RFC 7517): next, active, and those whose tokens may still be alive."""
+    body = request.app.state.keyring.jwks(keep_retired_ms=request.app.state.settings.jwks_keep_ms)
+    return Response(orjson.dumps(body), 200, {"cache-control": "public, max-age=60"}, "application/jwk-set+json")
+
+
+@router.get("/.well-known/oauth-authorization-server")
+@router.get("/.well-known/openid-configuration")
+async def metadata(request: Request) -> Response:
+    """RFC 8414. A member is here only because it is true."""
+    settings = request.app.state.settings
+    iss = settings.issuer
+    body = {
+        "issuer": iss,
+        "token_endpoint": f"{iss}/oauth2/token",
+        "jwks_uri": f"{iss}/oauth2/jwks",
+        "introspection_endpoint": f"{iss}/oauth2/introspect",
+        "revocation_endpoint": f"{iss}/oauth2/revoke",
+        "grant_types_supported": [CLIENT_CREDENTIALS, JWT_BEARER],
+        "response_types_supported": ["none"],
+        # `none` is for the jwt-bearer grant, where the assertion itself authenticates the workload.
+        "token_endpoint_auth_methods_supported": ["private_key_jwt", "none"],
+        "token_endpoint_auth_signing_alg_values_supported": ["ES256", "RS256", "PS256", "Ed25519"],
+        "introspection_endpoint_auth_methods_supported": ["private_key_jwt"],
+        "introspection_endpoint_auth_signing_alg_values_supported": ["ES256", "RS256", "PS256", "Ed25519"],
+        "revocation_endpoint_auth_methods_supported": ["private_key_jwt"],
+        "revocation_endpoint_auth_signing_alg_values_supported": ["ES256", "RS256", "PS256", "Ed25519"],
+        "authorization_details_types_supported": [DETAILS_TYPE],
+        "scopes_supported": sorted(request.app.state.scopes()),
+        "taskpass_control": settings.control_url,
+    }
+    return Response(orjson.dumps(body), 200, {"cache-control": "public, max-age=300"}, "application/json")

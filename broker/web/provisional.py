@@ -1,0 +1,166 @@
+"""A kill when the ledger cannot be written: in force here, spooled to reserved space, retried until it is durable.
+
+It has an id and no position, and never claims more than "in force here, not yet durable" (DESIGN 2).
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import structlog
+
+from broker.ledger import LedgerUnavailable
+from broker.ledger.commands.guards import Stale
+from broker.ledger.commands.kills import Kill, Killed
+from broker.ledger.spool import Spool
+from broker.ledger.writer import Writer
+from broker.model import Selector, Target
+from broker.stops import Stops
+from broker.web.feed import Feed
+from broker.wire import FeedKill, Match
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    kill: Kill
+    feed: FeedKill
+    since: int
+    slot: int | None  # None: the reserved space failed too, so it is in memory only
+
+
+class ProvisionalKills:
+    """Kills of this broker that wait for their ledger."""
+
+    def __init__(
+        self, *, writer: Writer, feed: Feed, spool: Spool | None, stops: Stops, now: Callable[[], int]
+    ) -> None:
+        self._writer = writer
+        self._feed = feed
+        self._spool = spool
+        self._stops = stops
+        self._now = now
+        self._waiting: dict[str, _Waiting] = {}
+        self._became: dict[str, str] = {}  # provisional id -> the durable kill's
+
+    def put(self, kill: Kill, matches: tuple[tuple[Match, str], ...]) -> dict[str, Any]:
+        """Put a kill in force: workers first, then verifiers, then the reserved space."""
+        feed = FeedKill(id=f"prv_{secrets.token_hex(8)}", seq=-1, matches=matches, provisional=True)
+        waiting = self._waiting[feed.id] = _Waiting(kill, feed, self._now(), None)
+        self._tell_workers()
+        self._feed.put_provisional(feed)
+        try:
+            waiting.slot = self._spool.put(_record(waiting)) if self._spool else None
+        except (LedgerUnavailable, ValueError) as error:
+            log.error("kill_not_spooled", kill=feed.id, error=str(error))
+        log.critical("provisional_kill", kill=feed.id, target=str(kill.selector))
+        return self.answer(feed.id) or {}
+
+    def answer(self, provisional_id: str) -> dict[str, Any] | None:
+        """What can be said of a provisional kill; None for an unknown id."""
+        waiting = self._waiting.get(provisional_id)
+        if waiting is None:
+            return None
+        kill = waiting.kill
+        return {
+            "id": provisional_id,
+            "durable": False,
+            "complete": False,
+            "position": None,
+            "at": waiting.since,
+            "target": kill.selector.target.value,
+            "value": kill.selector.value,
+            "actor": kill.actor,
+            "reason": kill.reason,
+            "issuance": {"stopped": True, "stopped_at": None, "hold": None, "where": "this broker"},
+            "spooled": waiting.slot is not None,
+            "sentence": "In force here, not yet durable: the ledger cannot be written. Verifiers connected to this broker "
+            "refuse every match; other brokers on this ledger, if any, have not been reached.",
+        }
+
+    def became(self, provisional_id: str) -> str | None:
+        """The durable kill that replaced a provisional one."""
+        return self._became.get(provisional_id)
+
+    def restore(self) -> None:
+        """After a restart: what was spooled is in force again before anything is issued."""
+        for slot, record in self._spool.entries() if self._spool else ():
+            waiting = _from_record(record, slot)
+            self._waiting[waiting.feed.id] = waiting
+            self._feed.put_provisional(waiting.feed)
+        self._tell_workers()
+
+    async def retry(self) -> None:
+        """Try to make every waiting kill durable."""
+        for provisional_id, waiting in list(self._waiting.items()):
+            try:
+                outcome = await self._writer.submit_priority(waiting.kill)
+            except LedgerUnavailable:
+                return
+            if isinstance(outcome, Stale):
+                waiting.kill = _for_registry(waiting.kill, outcome.registry_hash)
+                continue
+            durable = None
+            if isinstance(outcome, Killed):
+                durable = FeedKill(id=outcome.id, seq=outcome.seq, matches=outcome.matches)
+                self._became[provisional_id] = outcome.id
+            del self._waiting[provisional_id]
+            self._feed.withdraw(provisional_id, durable)
+            self._tell_workers()
+            if waiting.slot is not None and self._spool is not None:
+                self._spool.clear(waiting.slot)
+            log.warning("kill_durable_now", kill=provisional_id, became=durable.id if durable else None)
+
+    def _tell_workers(self) -> None:
+        self._stops.write([waiting.feed for waiting in self._waiting.values()])
+
+
+def _record(waiting: _Waiting) -> bytes:
+    kill = waiting.kill
+    return orjson.dumps(
+        {
+            "feed": waiting.feed.to_wire(),
+            "since": waiting.since,
+            "target": kill.selector.target.value,
+            "value": kill.selector.value,
+            "reason": kill.reason,
+            "actor": kill.actor,
+            "hold": kill.hold,
+            "registry": kill.registry_hash,
+            "agents": list(kill.agents),
+            "audience": kill.audience,
+            "alarm": kill.alarm,
+        }
+    )
+
+
+def _from_record(record: bytes, slot: int) -> _Waiting:
+    body = orjson.loads(record)
+    kill = Kill(
+        selector=Selector(Target(body["target"]), body["value"]),
+        reason=body["reason"],
+        actor=body["actor"],
+        hold=body["hold"],
+        registry_hash=body["registry"],
+        agents=tuple(body["agents"]),
+        audience=body["audience"],
+        alarm=body["alarm"],
+    )
+    return _Waiting(kill, FeedKill.from_wire(body["feed"]), body["since"], slot)
+
+
+def _for_registry(kill: Kill, registry_hash: str) -> Kill:
+    """The same kill under a registry that was loaded since: whom it names was fixed when it was put in force."""
+    return Kill(
+        selector=kill.selector,
+        reason=kill.reason,
+        actor=kill.actor,
+        hold=kill.hold,
+        registry_hash=registry_hash,
+        agents=kill.agents,
+        audience=kill.audience,
+        alarm=kill.alarm,
+    )

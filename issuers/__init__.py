@@ -1,0 +1,45 @@
+"""What mints outbound credentials: one protocol, one file per kind. Usable without the broker.
+
+An issuer receives an `Order` whose every bound was fixed in the ledger's commit, and returns the credential. It decides
+nothing. How its credentials end is declared, so that a receipt never promises more than is true.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+
+
+class Ending(StrEnum):
+    """How a credential of this kind stops working before it expires."""
+
+    FEED = "feed"  # verifiers refuse it once the kill reaches them
+    REVOCABLE = "revocable"  # the issuer takes it back at the backend
+    EXPIRES_ONLY = "expires-only"  # it cannot be taken back
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One credential to mint, as committed at ledger position `seq`. Times in seconds since the epoch."""
+
+    seq: int
+    jti: str
+    kid: str
+    agent: str
+    task: str
+    audience: str
+    actions: tuple[str, ...]
+    parameters: Mapping[str, Any]
+    iat: int
+    exp: int
+
+
+class Issuer(Protocol):
+    """Mints one kind of credential. Raising means that nothing usable was made."""
+
+    kind: str
+    ending: Ending
+
+    def issue(self, order: Order) -> str:
+        """The credential for this order, checked against it before it is returned."""
+        ...

@@ -1,0 +1,55 @@
+"""RFC 9068 access tokens: ES256, `typ: at+jwt`, one audience, with the ledger's position in `seq`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from issuers import Ending, Order
+
+Sign = Callable[[str, str, Mapping[str, Any]], str]
+"""(kid, typ, claims) -> compact JWS."""
+
+TYP = "at+jwt"
+DETAILS_TYPE = "task_action"
+
+
+class AccessTokenIssuer:
+    """Mints the JWT that downstream services verify offline."""
+
+    kind = "access_token"
+    ending = Ending.FEED
+
+    def __init__(self, *, iss: str, sign: Sign) -> None:
+        self._iss = iss
+        self._sign = sign
+
+    def issue(self, order: Order) -> str:
+        """Sign the order's claims. Raises ValueError when the order itself is inconsistent."""
+        if not order.jti or not order.audience or not order.actions or order.exp <= order.iat:
+            raise ValueError(f"order at position {order.seq} is not one credential")
+        return self._sign(order.kid, TYP, self.claims(order))
+
+    def claims(self, order: Order) -> dict[str, Any]:
+        """The token's claims. No member of the request is copied that the commit did not fix."""
+        claims: dict[str, Any] = {
+            "iss": self._iss,
+            "sub": order.agent,
+            "client_id": order.agent,
+            "aud": order.audience,
+            "iat": order.iat,
+            "exp": order.exp,
+            "jti": order.jti,
+            "scope": " ".join(order.actions),
+            "task": order.task,
+            "seq": order.seq,
+        }
+        if order.parameters:
+            claims["authorization_details"] = details(order)
+        return claims
+
+
+def details(order: Order) -> list[dict[str, Any]]:
+    """What was granted, as RFC 9396 `authorization_details`: the answer repeats it and the token carries it."""
+    granted: dict[str, Any] = {"type": DETAILS_TYPE, "actions": list(order.actions), "locations": [order.audience]}
+    if order.parameters:
+        granted["parameters"] = dict(order.parameters)
+    return [granted]
