@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from broker.errors import ConfigurationInvalid, Problem
+from broker.files import read_regular
 from broker.sentences import meant, sentence_of
 
 PREFIX = "TASKPASS_"
@@ -52,7 +53,9 @@ def _listen(value: str) -> str:
 
 
 def public_url(value: str) -> str:
-    """A public URL of ours, unchanged. Clients compare it byte for byte, so there is one way to write it: ValueError."""
+    """A public URL of ours, unchanged. Clients compare it byte for byte, so there is one way to write it; any other
+    raises ValueError.
+    """
     parts = urlsplit(value)
     if parts.scheme not in ("https", "http") or not parts.hostname or value != f"{parts.scheme}://{parts.netloc}":
         raise ValueError("must be a URL such as https://taskpass.example.com, without a path or a '/' at its end")
@@ -296,11 +299,7 @@ def _reference() -> Iterator[tuple[str, str, str, str]]:
 
 def _read(file: Path) -> tuple[str, dict[str, Any]]:
     try:
-        with file.open("rb") as opened:
-            raw = opened.read(_MAX_FILE + 1)
-        if len(raw) > _MAX_FILE:
-            raise ValueError(f"larger than {_MAX_FILE} bytes")
-        text = raw.decode()
+        text = read_regular(file, _MAX_FILE).decode()
         return text, tomllib.loads(text)
     except OSError as error:
         cause = f"cannot be read: {error.strerror}; `taskpass init` writes one"

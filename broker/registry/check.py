@@ -214,6 +214,8 @@ def _ambiguous(rows: Rows) -> Iterator[tuple[str, str, Found]]:
                 continue
             for index, row in enumerate(holder.identities):
                 identity = identity_of(row, rows.trust.get(row.trust))
+                if not (identity.subject or identity.subject_prefix or identity.claims):
+                    continue  # would be everyone, and is refused for that
                 held[row.trust].append((kind, holder_id, index, identity))
     for peers in held.values():
         for one, other in combinations(peers, 2):

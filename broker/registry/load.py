@@ -1,7 +1,6 @@
 """From a directory of YAML files to a `Registry`, or to the list of everything that is wrong with them."""
 
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from broker.errors import ConfigurationInvalid, Problem
+from broker.files import read_regular
 from broker.registry.check import SINGULAR, check
 from broker.registry.core import Place, Registry
 from broker.registry.nodes import Node, NotReadable, parse, repeated_keys
@@ -96,7 +96,7 @@ class _Loading:
     def _read(self, path: Path) -> None:
         file = self._shown(path)
         try:
-            node = parse(_bounded(path, MAX_FILE), file)
+            node = parse(read_regular(path, MAX_FILE), file)
         except NotReadable as error:
             self._problems.append(error.problem)
             return
@@ -108,7 +108,8 @@ class _Loading:
         if not isinstance(node.value, dict):
             self._problems.append(Problem("must be a mapping of kinds: " + ", ".join(KINDS), file, node.line))
             return
-        self._problems += (Problem(f"kind {key!r} is given twice", file, line) for key, line in node.repeated)
+        for key, line in node.repeated:
+            self._problems.append(Problem(f"{key} is given twice, first in line {node.key_lines[key]}", file, line))
         for kind, section in node.value.items():
             self._section(kind, section, file, node.key_lines[kind])
 
@@ -180,7 +181,6 @@ class _Loading:
                 try:
                     data["keys"][index] = self._inlined(key)
                 except (OSError, ValueError) as error:
-                    data["keys"][index] = {"kty": "unknown"}
                     line = entry.node.place(["keys", index], entry.line)[1]
                     problems.append(problem(f"keys.{index}: {_cause(error)}", line))
         return data, problems
@@ -192,9 +192,11 @@ class _Loading:
                     source[name] = os.path.normpath(self._directory.absolute() / source[name])
 
     def _inlined(self, key: object) -> object:
-        if not isinstance(key, dict) or key.keys() != {"file"} or not isinstance(key["file"], str):
+        if not isinstance(key, dict) or "file" not in key:
             return key
-        data = _bounded(self._directory / key["file"], _KEY_FILE_MAX)
+        if key.keys() != {"file"} or not isinstance(key["file"], str):
+            raise ValueError("file must be the path of a JWK, and stand alone")
+        data = read_regular(self._directory / key["file"], _KEY_FILE_MAX)
         try:
             return orjson.loads(data)
         except orjson.JSONDecodeError:
@@ -227,18 +229,6 @@ def _told(error: ValidationError) -> Iterator[Mapping[str, Any]]:
 def _without(data: Any, fields: set[str]) -> bytes:  # noqa: ANN401  (YAML data)
     kept = {key: value for key, value in data.items() if key not in fields} if isinstance(data, dict) else {}
     return orjson.dumps(kept)
-
-
-def _bounded(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file, at most `limit`. Raises OSError or ValueError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("not a regular file")
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"larger than {limit} bytes")
-    return data
 
 
 def _cause(error: OSError | ValueError) -> str:

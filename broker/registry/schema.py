@@ -87,6 +87,8 @@ def _absolute_uri(value: str) -> str:
 
 
 def _operator_key(value: dict[str, Any]) -> dict[str, Any]:
+    if "file" in value:  # still here only where reading it has failed, which is reported
+        return value
     if "kty" not in value:
         raise ValueError("must be a public JWK (with 'kty') or {file: path}")
     try:
