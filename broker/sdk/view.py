@@ -22,10 +22,11 @@ from broker.sdk.clock import Elapsed, Now
 from broker.wire import Cursor, FeedKill, KillMap, Match
 
 MAX_POSITION = 1 << 53
+_EVENTS = frozenset({"hello", "snapshot", "kill", "withdrawn", "heartbeat"})
 
 
 class FeedBroken(Exception):
-    """The other side does not speak the feed's protocol. The message has no data from it beyond member names."""
+    """The other side does not speak the feed's protocol. The message quotes nothing that it sent."""
 
 
 class Then(Flag):
@@ -79,7 +80,7 @@ class RevocationView:
 
     def stamp(self) -> int:
         """The moment of asking, to be sent along and echoed by the next heartbeat."""
-        self._last_stamp = max(self._last_stamp + 1, self._elapsed())
+        self._last_stamp = max(self._last_stamp, self._elapsed())
         return self._last_stamp
 
     def cursor(self) -> Cursor | None:
@@ -102,24 +103,24 @@ class RevocationView:
 
     def apply(self, event: str, body: Mapping[str, Any]) -> Then:
         """Put one event in force and say what that asks for. Unknown events are ignored. Raises FeedBroken."""
+        if event not in _EVENTS:
+            return Then.NOTHING
+        if event != "hello" and not self._greeted:
+            raise FeedBroken(f"{event} before hello")
+        if event not in {"hello", "snapshot"} and self._expects_snapshot:
+            raise FeedBroken(f"{event} before the snapshot")
         try:
             if event == "hello":
                 return self._hello(_text(body["epoch"]))
-            if not self._greeted:
-                raise FeedBroken(f"{event!r} before hello")
             if event == "snapshot":
                 return self._snapshot(body)
-            if event in {"kill", "withdrawn", "heartbeat"} and self._expects_snapshot:
-                raise FeedBroken(f"{event!r} before the snapshot")
             if event == "kill":
                 return self._kill(FeedKill.from_wire(body))
             if event == "withdrawn":
                 return self._withdrawn(_text(body["id"]), body["kill"])
-            if event == "heartbeat":
-                return self._heartbeat(body)
+            return self._heartbeat(body)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FeedBroken(f"malformed {event!r}: {type(error).__name__}") from error
-        return Then.NOTHING
+            raise FeedBroken(f"malformed {event}: {type(error).__name__}") from error
 
     def _hello(self, epoch: str) -> Then:
         self._greeted = True

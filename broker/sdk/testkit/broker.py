@@ -41,7 +41,7 @@ class FakeBroker:
     def __init__(
         self, *, issuer: str = ISSUER, lifetime_s: int = 300, heartbeat_s: float | None = 1.0, now: Now = wall_ms
     ) -> None:
-        """`heartbeat_s` None leaves heartbeats to the test."""
+        """`heartbeat_s` None leaves all heartbeats but a connection's first to the test."""
         self.issuer = issuer
         self.lifetime_s = lifetime_s
         self._now = now

@@ -17,7 +17,7 @@ class FakeFeed:
     """Kills in order of position, for any number of listeners on any event loops. Controlled from any thread."""
 
     def __init__(self, *, now: Now, heartbeat_s: float | None) -> None:
-        """`heartbeat_s` None: no heartbeat but those of `heartbeat`."""
+        """`heartbeat_s` None: none after a connection's first but those of `heartbeat`."""
         self._now = now
         self._heartbeat_s = heartbeat_s
         self._changed = threading.Condition(threading.RLock())
@@ -190,7 +190,7 @@ class FakeFeed:
                 for kill in sorted(self._kills.values(), key=lambda kill: kill.seq):
                     if kill.provisional or kill.seq > cursor.position:
                         listener.put(_event("kill", kill.to_wire(), f"{self.epoch}:{kill.seq}"))
-            if self._heartbeat_s is not None and not self._paused:
+            if not self._paused:
                 listener.put(self._heartbeat(instance))
             self._listeners.append(listener)
             self.connections += 1
