@@ -5,6 +5,7 @@ A problem inside one agent's entry blocks that agent; any other problem refuses 
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
 
@@ -205,29 +206,46 @@ def _spiffe_paths(identity: IdentityRow, trust: TrustRow) -> Iterator[str]:
             yield f"{name} must not end in '/'"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class _Held:
+    """One identity of one holder, ordered by whose it is."""
+
+    kind: str
+    id: str
+    index: int
+    identity: Identity = field(compare=False)
+
+    @property
+    def holder(self) -> tuple[str, str]:
+        return self.kind, self.id
+
+
 def _ambiguous(rows: Rows) -> Iterator[tuple[str, str, Found]]:
-    """Every pair of holders that one workload could be both of. Blames both; a verifier only beside a verifier."""
-    held: dict[str, list[tuple[str, str, int, Identity]]] = defaultdict(list)
+    """Every identity that could be another holder's workload too, blamed once. Blames both sides of a pair."""
+    held: dict[str, list[_Held]] = defaultdict(list)
+    for one in sorted(_held(rows)):  # so that which other side is named does not depend on the files
+        held[one.identity.trust].append(one)
+    blamed: set[_Held] = set()
+    for peers in held.values():
+        for pair in combinations(peers, 2):
+            one, other = pair
+            if one.holder == other.holder or blamed.issuperset(pair) or not overlap(one.identity, other.identity):
+                continue
+            for this, that in (pair, pair[::-1]):
+                if this in blamed or (this.kind, that.kind) == ("verifiers", "agents"):  # blocking the agent settles it
+                    continue
+                blamed.add(this)
+                named = f"{SINGULAR[that.kind]} {that.id}"
+                sentence = f"a workload could be this and {named}: name a subject or claim that differs"
+                yield this.kind, this.id, (("identities", this.index), sentence)
+
+
+def _held(rows: Rows) -> Iterator[_Held]:
     for kind, holders in (("agents", rows.agents), ("verifiers", rows.verifiers)):
         for holder_id, holder in holders.items():
             if isinstance(holder, AgentRow) and holder.retired:
-                continue
+                continue  # a successor may take over its identities
             for index, row in enumerate(holder.identities):
                 identity = identity_of(row, rows.trust.get(row.trust))
-                if not (identity.subject or identity.subject_prefix or identity.claims):
-                    continue  # would be everyone, and is refused for that
-                held[row.trust].append((kind, holder_id, index, identity))
-    for peers in held.values():
-        for one, other in combinations(peers, 2):
-            if one[:2] != other[:2] and overlap(one[3], other[3]):
-                yield from _blame(one, other)
-                yield from _blame(other, one)
-
-
-def _blame(
-    holder: tuple[str, str, int, Identity], other: tuple[str, str, int, Identity]
-) -> Iterator[tuple[str, str, Found]]:
-    if holder[0] == "verifiers" and other[0] == "agents":
-        return  # the agent is blocked, which settles it
-    sentence = f"a workload could be this and {SINGULAR[other[0]]} {other[1]}: name a subject or claim that differs"
-    yield holder[0], holder[1], (("identities", holder[2]), sentence)
+                if identity.subject or identity.subject_prefix or identity.claims:  # else it is refused for that
+                    yield _Held(kind, holder_id, index, identity)

@@ -64,7 +64,7 @@ class Node:
 def repeated_keys(node: Node) -> Iterator[tuple[str, int]]:
     """Every key at or below `node` that its mapping has already, in words, with the line of the repetition."""
     for key, line in node.repeated:
-        yield f"key {shown(key)} is given twice, first in line {node.key_lines[key]}", line
+        yield f"key {shown(key)} is given twice", line
     if isinstance(node.value, dict | list):
         for member in node.value.values() if isinstance(node.value, dict) else node.value:
             yield from repeated_keys(member)

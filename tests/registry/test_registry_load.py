@@ -76,7 +76,7 @@ REFUSED = [
     ("unknown key", {"owners": OWNER % ", backupp: x"}, ["registry/owners.yaml:1: owner finance: unknown key 'backupp'"
                                                         ": did you mean 'backup'?"]),
     ("key twice", {"owners": OWNER % ", name: x"}, [
-        "registry/owners.yaml:1: owner finance: key 'name' is given twice, first in line 1"]),
+        "registry/owners.yaml:1: owner finance: key 'name' is given twice"]),
     ("two lines of name", {"owners": 'owners: {finance: {name: "a\\nb", contact: c, backup: b, escalation: e}}'}, [
         "registry/owners.yaml:1: owner finance: name: must be one line of text"]),
     ("misspelt audience", {"trust": """\
@@ -333,7 +333,7 @@ def test_an_agent_that_cannot_be_understood_is_still_there(write):
         "agent half: 'identities' is missing or empty",
         "agent half: 'review' is missing: who reviewed the boundary, and until when?",
         "agent half: 'workflow' is missing or empty",
-        "agent half: key 'extra' is given twice, first in line 3",
+        "agent half: key 'extra' is given twice",
         "agent half: purpose: must be text: write it in quotes",
         "agent half: unknown key 'extra'",
     ]
@@ -371,6 +371,14 @@ def test_two_agents_that_one_workload_could_be_are_both_blocked(write, one, othe
     expected = [f"registry/agents.yaml:6: agent bot: {AMBIGUOUS.format('agent twin')}"] if meet else []
     assert [str(problem) for problem in registry.agents["bot"].problems] == expected
     assert bool(registry.agents["twin"].problems) is meet
+
+
+def test_many_twins_are_blamed_once_each(write):
+    twins = [AGENT.format(**GOOD).replace("bot:", f"bot{number}:").replace("    agents:\n", "") for number in range(50)]
+    registry = load(write(agents="    agents:\n" + "".join(twin.rstrip(" ") for twin in twins)))
+    messages = {agent.id: [problem.message for problem in agent.problems] for agent in registry.agents.values()}
+    assert messages["bot0"] == [f"agent bot0: {AMBIGUOUS.format('agent bot1')}"]
+    assert all(len(told) == 1 for told in messages.values())
 
 
 def test_a_retired_agent_stays_and_its_successor_takes_over_its_identity(write):

@@ -11,12 +11,16 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from broker import rules
 from broker.cli.init import write_skeleton
 from broker.config import Config, load_config
 from broker.errors import ConfigurationInvalid
 from broker.jose import public_jwk
 from broker.model import Right
 from broker.registry import load, narrow_parameters
+from policies.bundle import load_directory
+from policies.cases import read_cases, run_cases
+from policies.engine import Engine
 
 TODAY = date(2026, 6, 1)
 NOW = 1_780_272_000_000
@@ -126,3 +130,11 @@ def test_a_value_cannot_leave_its_place(tmp_path):
 
 def test_package_data_is_where_the_writer_looks():
     assert (Path(write_skeleton.__code__.co_filename).parent / "skeleton" / "taskpass.toml").is_file()
+
+
+def test_the_baseline_policies_fit_the_registry(skeleton):
+    directory, _ = skeleton
+    vocabulary = rules.vocabulary(load(directory / "registry"))
+    engine = Engine(bundle=load_directory(directory / "policies", vocabulary))
+    cases = read_cases((directory / "policies" / "cases.yaml").read_text(), vocabulary)
+    assert run_cases(engine, cases).passed
