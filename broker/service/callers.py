@@ -126,6 +126,8 @@ class Callers:
             workload = await self._attest(rules, token)
         except (AttestationFailed, KeysNeeded) as error:
             self._refusals.count(error.reason if isinstance(error, AttestationFailed) else "unknown_key")
+            if isinstance(error, AttestationFailed) and error.retry_after_s is not None:
+                raise Unavailable(error.sentence, retry_after=error.retry_after_s) from None
             sentence = (
                 error.sentence if isinstance(error, AttestationFailed) else "Its key is not among its issuer's keys."
             )

@@ -156,6 +156,9 @@ class Issuance:
             case.result = needed
         except AttestationFailed as failed:
             self._refusals.count(failed.reason)
+            if failed.retry_after_s is not None:
+                case.result = Unavailable(failed.sentence, retry_after=failed.retry_after_s)
+                return
             case.result = _unauthenticated(request, failed.sentence, presented=failed.presented)
 
     def _map(self, rules: Rules, case: _Case) -> None:

@@ -26,9 +26,15 @@ def mark_of(proof: Proof) -> bytes:
 
 
 def spend(tx: Tx, proof: Proof | None) -> bool:
-    """Spend a single-use proof. False when it was spent before; True too where there is nothing to spend."""
+    """Spend a single-use proof. False when it was spent before; True too where there is nothing to spend.
+
+    One that has expired by ledger time counts as spent: its mark may be pruned, and a host clock that stepped back must
+    not reopen it.
+    """
     if proof is None:
         return True
+    if proof.expires <= tx.now:
+        return False
     cursor = tx.execute(
         "INSERT INTO proofs (mark, expires) VALUES (?, ?) ON CONFLICT DO NOTHING",
         (mark_of(proof), proof.expires + REPLAY_GRACE_MS),
