@@ -1,0 +1,71 @@
+"""What is asked for, as options: shared by `token` and `run`."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from broker.cli.errors import USAGE, Failure
+from broker.sdk.protocol import Ask, Credential
+
+F = TypeVar("F", bound=Callable[..., Any])
+DETAILS_TYPE = "task_action"
+
+
+def asking_options(function: F) -> F:
+    """`--scope`, `--action`, `--param`."""
+    for option in (
+        click.option(
+            "--param",
+            "params",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="A parameter of the actions; repeatable. 12, true and false are typed; a quoted value is text: n='\"12\"'.",
+        ),
+        click.option("--action", "actions", multiple=True, metavar="ID", help="Same as --scope, sent as authorization_details."),
+        click.option("--scope", "scopes", multiple=True, metavar="ID", help="An action, e.g. invoices:read; repeatable."),
+    ):
+        function = option(function)
+    return function
+
+
+def ask_of(
+    resource: str, *, scopes: Sequence[str], actions: Sequence[str], params: Sequence[str], task: str | None
+) -> Ask:
+    """The request. Parameters travel in `authorization_details`, and so do the actions they belong to."""
+    named = [each for text in scopes for each in text.split()]
+    if not params and not actions:
+        return Ask.of(resource, scope=named, task=task)
+    if not actions and not named:
+        raise Failure("usage", "--param needs the --scope or --action that it belongs to.", exit_code=USAGE)
+    details: dict[str, Any] = {"type": DETAILS_TYPE, "actions": list(dict.fromkeys([*actions, *named]))}
+    if params:
+        details["parameters"] = dict(_parameter(text) for text in params)
+    return Ask.of(resource, scope=named, authorization_details=[details], task=task)
+
+
+def _parameter(text: str) -> tuple[str, str | int | bool]:
+    name, equals, raw = text.partition("=")
+    if not name or not equals:
+        raise Failure("usage", f"--param {text!r}: write NAME=VALUE.", exit_code=USAGE)
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        return name, raw
+    return name, value if isinstance(value, str | int) else raw
+
+
+def credential_json(credential: Credential) -> dict[str, Any]:
+    """All that was granted, the token included."""
+    body: dict[str, Any] = {
+        "access_token": credential.token,
+        "token_type": "Bearer",
+        "expires_in": credential.expires_in,
+        "resource": credential.resource,
+        "scope": " ".join(credential.scope),
+        "authorization_details": list(credential.authorization_details),
+        "task": credential.task,
+        "decision_id": credential.decision_id,
+    }
+    return {name: value for name, value in body.items() if value not in (None, [])}

@@ -1,0 +1,95 @@
+"""Kills as text for people: what a dry run would end, and the receipt of what was ended. Claims no more than they do."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from broker.cli.text import clean, clock, facts, moment, plural
+
+Body = Mapping[str, Any]
+
+
+def target_of(body: Body) -> str:
+    """What is killed, e.g. `agent dispute-bot`."""
+    return f"{body['target']} {body['value']}".strip() if body["target"] != "all" else "everything"
+
+
+def kill_receipt(body: Body) -> str:
+    """The receipt of a kill as far as it is filled."""
+    if not body.get("durable", True):
+        return _provisional(body)
+    lines = facts(
+        [
+            ("reason", body["reason"]),
+            ("committed", f"{moment(body['at'])} at position {body['position']}, by {body['actor']}"),
+            ("issuance", _issuance(body["issuance"])),
+            ("ended", _ended(body["ended"])),
+            ("verifiers", _verifiers(body["verifiers"])),
+        ]
+    )
+    instances = [_instance(each) for each in body["verifiers"]["instances"]]
+    indent = " " * (len("verifiers") + 4)
+    lines += [f"{indent}{clean(line)}" for line in instances]
+    lines += facts([("bound", body["worst_case"]["sentence"])], indent=2)
+    return "\n".join([f"{body['id']}: killed {clean(target_of(body))}", *_aligned_bound(lines)])
+
+
+def _aligned_bound(lines: list[str]) -> list[str]:
+    return [f"  {'bound':<9}  {line[len('  bound  '):]}" if line.startswith("  bound  ") else line for line in lines]
+
+
+def _issuance(issuance: Body) -> str:
+    if issuance["stopped"]:
+        return f"stopped at position {issuance['stopped_at']} (hold {issuance['hold']})"
+    if issuance["stopped_at"] is not None:
+        return f"was stopped at position {issuance['stopped_at']}; the hold {issuance['hold']} has been lifted since"
+    return "final: nothing can be issued for it again" if issuance["final"] else "not stopped: no hold was asked for"
+
+
+def _ended(ended: Body) -> str:
+    if not ended["tokens"] and not ended["tasks"]:
+        return "nothing was live"
+    resources = ", ".join(f"{count} for {resource}" for resource, count in ended["by_resource"].items())
+    parts = [plural(ended["tokens"], "token") + (f" ({resources})" if resources else "")]
+    if ended["tasks"]:
+        parts.append(plural(ended["tasks"], "task"))
+    if ended.get("latest_expiry"):
+        parts.append(f"the last would have lived until {clock(ended['latest_expiry'])}")
+    return ", ".join(parts)
+
+
+def _verifiers(verifiers: Body) -> str:
+    if not verifiers["expected"]:
+        return "none was connected"
+    told = f"{verifiers['applied']} of {verifiers['expected']} reported applied"
+    return told if verifiers["slowest_ms"] is None else f"{told}, the slowest after {verifiers['slowest_ms']} ms"
+
+
+def _instance(each: Body) -> str:
+    who = f"{each['verifier']} {each['instance']} ({each['mode'].replace('_', ' ')})"
+    if each["state"] == "missing":
+        until = each.get("refuses_by")
+        return f"{who}: MISSING, {'nothing covered is unexpired' if until is None else 'refuses by ' + clock(until)}"
+    return f"{who}: reported applied after {each['applied_ms']} ms, on record at position {each['acknowledged_at']}"
+
+
+def _provisional(body: Body) -> str:
+    """A kill that the ledger could not take yet."""
+    known = [(name.replace("_", " "), value) for name, value in body.items() if not isinstance(value, list | dict)]
+    return "\n".join([f"{body.get('id')}: IN FORCE HERE, NOT YET DURABLE", *facts(known)])
+
+
+def blast_radius(body: Body) -> str:
+    """What a kill would end: held now, and within reach."""
+    would = body["would_end"]
+    pairs: list[tuple[str, object]] = [
+        ("would end", _ended(would)),
+        ("would hold", "yes: nothing more is issued until the hold is lifted" if body["would_hold"] else "no"),
+        ("holds standing", " ".join(body["holds_standing"])),
+        ("verifiers", f"{body['verifiers_connected']} connected"),
+    ]
+    for agent, reach in body["agents"].items():
+        text = " ".join(reach["actions"]) or "nothing"
+        if reach["data_classes"]:
+            text += f" (data: {', '.join(reach['data_classes'])}{'; leaves the boundary' if reach['leaves_boundary'] else ''})"
+        pairs.append((f"{agent} can reach", text))
+    return "\n".join([f"Dry run, nothing was done: kill {clean(target_of(body))}", *facts(pairs)])
