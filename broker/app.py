@@ -189,7 +189,12 @@ def _assemble(
         broker=broker,
         keyring=keyring,
         feed=feed,
-        settings=WebSettings(iss, config.control_url, jwks_keep_ms=config.tokens.max_ttl_s * 1000 + 60_000),
+        settings=WebSettings(
+            issuer=iss,
+            control_url=config.control_url,
+            jwks_keep_ms=config.tokens.max_ttl_s * 1000 + 60_000,
+            max_body=config.limits.max_request_bytes,
+        ),
         scopes=lambda: {
             action for resource in rules.current.registry.resources.values() for action in resource.actions
         },

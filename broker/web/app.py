@@ -31,6 +31,7 @@ class WebSettings:
     issuer: str
     control_url: str
     jwks_keep_ms: int
+    max_body: int
 
 
 def create_app(
@@ -61,7 +62,9 @@ def create_app(
     app.state.settings, app.state.scopes, app.state.ready = settings, scopes, ready
     if tokens:
         # A plain route before all others: neither dependencies nor models on the hot path.
-        app.router.routes.insert(0, Route("/oauth2/token", oauth.TokenEndpoint(broker), methods=["POST"]))
+        app.router.routes.insert(
+            0, Route("/oauth2/token", oauth.TokenEndpoint(broker, max_body=settings.max_body), methods=["POST"])
+        )
     app.include_router(oauth.router)
     app.include_router(tasks.router)
     if feed is not None:

@@ -20,7 +20,6 @@ from broker.errors import Malformed, NotAuthenticated, TaskpassError, Unavailabl
 
 log = structlog.get_logger(__name__)
 
-MAX_BODY = 32_768
 _MAX_FIELDS = 32
 NO_STORE = {"cache-control": "no-store"}
 
@@ -46,12 +45,13 @@ def takes(model: type[BaseModel]) -> dict[str, Any]:
 
 async def read_body(request: Request) -> bytes:
     """The body, refused as soon as it is too long, whatever its headers promise."""
+    limit: int = request.app.state.settings.max_body
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():
         size += len(part)
-        if size > MAX_BODY:
-            raise Malformed(f"The request body is longer than {MAX_BODY} bytes.")
+        if size > limit:
+            raise Malformed(f"The request body is longer than {limit} bytes.")
         parts.append(part)
     return b"".join(parts)
 

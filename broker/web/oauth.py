@@ -23,7 +23,7 @@ from broker.service.asks import (
 )
 from broker.service.issuance import TokenAnswer
 from broker.web.guards import bearer
-from broker.web.http import MAX_BODY, json_answer, oauth_error, parse_form, read_form, unforeseen
+from broker.web.http import json_answer, oauth_error, parse_form, read_form, unforeseen
 from issuers.access_token import details
 
 _TOKEN_HEADERS = [(b"content-type", b"application/json"), (b"cache-control", b"no-store"), (b"pragma", b"no-cache")]
@@ -34,12 +34,13 @@ router = APIRouter()
 class TokenEndpoint:
     """`POST /oauth2/token` as an ASGI application."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, *, max_body: int) -> None:
         self._broker = broker
+        self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            content_type, body = await _read(scope, receive)
+            content_type, body = await _read(scope, receive, self._max_body)
             answer = await self._broker.issuance.issue(read_token_request(parse_form(content_type, body)))
         except TaskpassError as error:
             if error.decision_id is None and error.status == 400:
@@ -55,7 +56,7 @@ class TokenEndpoint:
         await send({"type": "http.response.body", "body": payload})
 
 
-async def _read(scope: Scope, receive: Receive) -> tuple[str | None, bytes]:
+async def _read(scope: Scope, receive: Receive, limit: int) -> tuple[str | None, bytes]:
     """Content type and bounded body of the request. Raises Malformed."""
     types = [value for name, value in scope["headers"] if name == b"content-type"]
     if len(types) > 1:
@@ -70,8 +71,8 @@ async def _read(scope: Scope, receive: Receive) -> tuple[str | None, bytes]:
             raise Malformed("The client went away.")
         part = message.get("body", b"")
         size += len(part)
-        if size > MAX_BODY:
-            raise Malformed(f"The request body is longer than {MAX_BODY} bytes.")
+        if size > limit:
+            raise Malformed(f"The request body is longer than {limit} bytes.")
         parts.append(part)
         more = message.get("more_body", False)
     return (types[0].decode("latin-1") if types else None), b"".join(parts)
