@@ -15,6 +15,7 @@ from broker.ledger.events import EventMalformed, parse
 from broker.ledger.merkle import (
     TILE_WIDTH,
     Frontier,
+    Nodes,
     ProofInvalid,
     Tiles,
     consistency_proof,
@@ -74,7 +75,7 @@ class Proofs:
         with self._ledger.read() as reader:
             if not 0 <= seq < size <= reader.head().size:
                 raise NotFound(f"There is no position {seq} in a ledger of {min(size, reader.head().size)} events.")
-            nodes, leaf = nodes_of(tiles_of(reader)), leaf_hash(_data_of(reader, seq))
+            nodes, leaf = _tree(reader), leaf_hash(_data_of(reader, seq))
             root, proof = root_at(size, nodes), inclusion_proof(seq, size, nodes)
             note = _checkpoint_at(reader, size)
         _agree(lambda: verify_inclusion(index=seq, size=size, leaf=leaf, proof=proof, root=root))
@@ -94,7 +95,7 @@ class Proofs:
                 raise NotFound(f"The ledger has {reader.head().size} events, not {second}.")
             if not 0 < first <= second:
                 raise Malformed(f"There is no consistency proof from {first} to {second}: give 0 < from <= to.")
-            nodes = nodes_of(tiles_of(reader))
+            nodes = _tree(reader)
             root1, root2 = root_at(first, nodes), root_at(second, nodes)
             proof = consistency_proof(first, second, nodes)
             note = _checkpoint_at(reader, second)
@@ -125,7 +126,7 @@ class Proofs:
 
     def _extend(self, reader: Reader, newest: str | None) -> Checkpoint:
         """The tree as it stands, which is proven to extend every checkpoint that we know of."""
-        size, nodes = reader.head().size, nodes_of(tiles_of(reader))
+        size, nodes = reader.head().size, _tree(reader)
         root = root_at(size, nodes)
         try:
             (frontier,) = reader.execute("SELECT frontier FROM head").fetchone()
@@ -140,11 +141,24 @@ class Proofs:
                     root2=root,
                     proof=consistency_proof(earlier.size, size, nodes),
                 )
-        except (ProofInvalid, NoteInvalid, ValueError, LookupError) as error:
+        except (ProofInvalid, NoteInvalid, ValueError) as error:
             raise LedgerCorrupt(
                 "The ledger does not extend its last checkpoint; nothing is signed.", internal=str(error)
             ) from error
         return Checkpoint(self._origin, size, root)
+
+
+def _tree(reader: Reader) -> Nodes:
+    """The tree of one snapshot. Raises LedgerCorrupt where stored hashes are missing."""
+    nodes = nodes_of(tiles_of(reader))
+
+    def checked(height: int, index: int) -> bytes:
+        try:
+            return nodes(height, index)
+        except (LookupError, ValueError) as error:
+            raise LedgerCorrupt("The ledger's tree has a hole.", internal=str(error)) from error
+
+    return checked
 
 
 def tiles_of(reader: Reader) -> Tiles:

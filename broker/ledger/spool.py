@@ -74,8 +74,10 @@ class Spool:
             self._write(slot, bytes(_HEADER))
 
     def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._descriptor)
+        """Let go of the file. Later calls raise LedgerUnavailable."""
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, -1  # the number may soon be another file's
+            os.close(descriptor)
 
     def _read(self, slot: int) -> bytes | None:
         try:

@@ -29,7 +29,8 @@ class Turns:
 
     def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
         self._timeout_s = timeout_s
-        self._turn, self._next, self._kill = (_open(path, suffix) for suffix in (".turn", ".next", ".kill"))
+        self._files = [_open(path, suffix) for suffix in (".turn", ".next", ".kill")]
+        self._turn, self._next, self._kill = self._files
 
     @contextmanager
     def taken(self, *, priority: bool) -> Iterator[None]:
@@ -48,8 +49,8 @@ class Turns:
 
     def close(self) -> None:
         """Leave the queue for good."""
-        for descriptor in (self._turn, self._next, self._kill):
-            os.close(descriptor)
+        while self._files:
+            os.close(self._files.pop())
 
     def _take_unless_kill_pends(self) -> bool:
         if not _try(self._kill, fcntl.LOCK_EX):
