@@ -20,7 +20,7 @@ from broker.cli.text import facts, plural
 def pause(
     agent: str, reason: str | None, dry_run: bool, wait_s: float, break_glass_key: Path | None, break_glass_id: str
 ) -> int:
-    """Pause AGENT: hold and kill in one ledger entry. Prints the receipt when all verifiers have reported.
+    r"""Pause AGENT: hold and kill in one ledger entry. Prints the receipt when all verifiers have reported.
 
     \b
     Examples:
@@ -37,7 +37,7 @@ def pause(
 @click.argument("agent")
 @click.option("--reason", required=True, metavar="TEXT", help="Why; recorded.")
 def resume(agent: str, reason: str) -> None:
-    """Lift the holds on AGENT. What was killed stays dead: the agent opens new tasks and asks anew.
+    r"""Lift the holds on AGENT. What was killed stays dead: the agent opens new tasks and asks anew.
 
     \b
     Example:

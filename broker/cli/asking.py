@@ -21,10 +21,14 @@ def asking_options(function: F) -> F:
             "params",
             multiple=True,
             metavar="NAME=VALUE",
-            help="A parameter of the actions; repeatable. 12, true and false are typed; a quoted value is text: n='\"12\"'.",
+            help="A parameter of the actions; repeatable. 12, true and false are typed; text may be quoted.",
         ),
-        click.option("--action", "actions", multiple=True, metavar="ID", help="Same as --scope, sent as authorization_details."),
-        click.option("--scope", "scopes", multiple=True, metavar="ID", help="An action, e.g. invoices:read; repeatable."),
+        click.option(
+            "--action", "actions", multiple=True, metavar="ID", help="Same as --scope, sent as authorization_details."
+        ),
+        click.option(
+            "--scope", "scopes", multiple=True, metavar="ID", help="An action, e.g. invoices:read; repeatable."
+        ),
     ):
         function = option(function)
     return function

@@ -10,7 +10,7 @@ from broker.cli.options import command
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script that completes commands and options in SHELL.
+    r"""Print the script that completes commands and options in SHELL.
 
     \b
     Examples:

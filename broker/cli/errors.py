@@ -22,11 +22,12 @@ _OUTCOMES: Mapping[str, int] = {"never": NEVER, "approval": PENDING}
 _SHOWN = ("outcome", "policies", "approval", "problems", "presented", "hold", "decision_id", "next", "request_id")
 
 
-class Failure(click.ClickException):
+class Failure(Exception):
     """Ends the command. `members` are further members of the error object, as the broker names them."""
 
     def __init__(self, code: str, message: str, *, exit_code: int = FAILED, **members: Any) -> None:  # noqa: ANN401
         super().__init__(message)
+        self.message = message
         self.code = code
         self.exit_code = exit_code
         self.members = {name: value for name, value in members.items() if value is not None}
@@ -71,14 +72,16 @@ def run_to_exit_code(command: click.Command, args: Sequence[str] | None = None) 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except click.ClickException as error:
-        return _report(error, arguments)
-    except Exception as error:  # noqa: BLE001  (the last resort: a sentence and no trace, unless asked for)
+        return _report_usage(error, arguments)
+    except Failure as failure:
+        return _report(failure, arguments)
+    except Exception as error:
         if debugging(arguments):
             raise
         return _report(_known(error), arguments)
 
 
-def _known(error: Exception) -> click.ClickException:
+def _known(error: Exception) -> Failure:
     """A refusal of the broker's own code, or of the SDK, as a failure of the command."""
     code, sentence = getattr(error, "code", None), getattr(error, "sentence", None)
     problems = [str(problem) for problem in getattr(error, "problems", ())] or None
@@ -92,17 +95,21 @@ def _known(error: Exception) -> click.ClickException:
     return Failure("internal", f"{type(error).__name__}: {error}", next="Run it again with --debug to see where.")
 
 
-def _report(error: click.ClickException, arguments: Sequence[str]) -> int:
+def _report_usage(error: click.ClickException, arguments: Sequence[str]) -> int:
+    """What click found wrong with the command line."""
     if wants_json(arguments):
-        failure = error if isinstance(error, Failure) else Failure("usage", error.format_message())
-        click.echo(json.dumps(failure.as_dict()), err=True)
-        return error.exit_code
-    if not isinstance(error, Failure):
-        error.show()
-        return error.exit_code
-    for line in _lines(error):
-        click.echo(line, err=True, color=False if no_color(arguments) else None)
+        return _report(Failure("usage", error.format_message(), exit_code=error.exit_code), arguments)
+    error.show()
     return error.exit_code
+
+
+def _report(failure: Failure, arguments: Sequence[str]) -> int:
+    if wants_json(arguments):
+        click.echo(json.dumps(failure.as_dict()), err=True)
+        return failure.exit_code
+    for line in _lines(failure):
+        click.echo(line, err=True, color=False if no_color(arguments) else None)
+    return failure.exit_code
 
 
 def _lines(error: Failure) -> list[str]:

@@ -13,7 +13,7 @@ from broker.cli.text import clock
 @command(short_help="Explain a decision: asked, decided, issued, what followed.")
 @click.argument("decision")
 def explain(decision: str) -> None:
-    """Explain DECISION (the id that every answer carries): who asked for what, what was decided and by which policies,
+    r"""Explain DECISION (the id that every answer carries): who asked for what, what was decided and by which policies,
     what was issued, and how that stands now.
 
     \b
@@ -26,7 +26,7 @@ def explain(decision: str) -> None:
 
 @group(short_help="Requests that wait for a person.")
 def approvals() -> None:
-    """Requests that a gate has stopped until a person decides. An agent sees its own, an operator those in its scope."""
+    """Requests that a gate has stopped until a person decides. Agents see their own, operators those in their scope."""
 
 
 @approvals.command("ls")

@@ -20,8 +20,11 @@ TARGETS = ["agent", "task", "grant", "resource", "owner", "key", "all"]
 @click.argument("target", type=click.Choice(TARGETS))
 @click.argument("value", required=False)
 @stopping_options
-@click.option("--hold/--no-hold", default=None,
-              help="Whether new credentials are stopped too. Default: yes for agents, owners, resources and all.")
+@click.option(
+    "--hold/--no-hold",
+    default=None,
+    help="Whether new credentials are stopped too. Default: yes for agents, owners, resources and all.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask; needed for `all` where nobody can be asked.")
 def kill(
     target: str,
@@ -34,7 +37,7 @@ def kill(
     hold: bool | None,
     yes: bool,
 ) -> int:
-    """End every credential of TARGET at once, and print the receipt when all verifiers have reported.
+    r"""End every credential of TARGET at once, and print the receipt when all verifiers have reported.
 
     What was issued until now is dead, for good. Agents, owners, resources and `all` are put on hold too, or they would
     mint again at once; kills of a task, a grant or a signing key are final by themselves.
@@ -49,8 +52,13 @@ def kill(
     """
     if (target == "all") != (value is None):
         raise click.UsageError("Name what to kill, e.g. `kill agent dispute-bot`; only `all` takes no name.")
-    wanted = {"target": target, "value": value or "", "reason": reason_given(reason, dry_run=dry_run), "hold": hold,
-              "dry_run": dry_run}
+    wanted = {
+        "target": target,
+        "value": value or "",
+        "reason": reason_given(reason, dry_run=dry_run),
+        "hold": hold,
+        "dry_run": dry_run,
+    }
     if target == "all" and not dry_run and not yes:
         _confirm_all()
     api = operator_api(Context.current(), break_glass_key, break_glass_id)
@@ -89,8 +97,14 @@ def list_kills(limit: int) -> None:
 
 @kills.command()
 @click.argument("kill_id", metavar="KILL")
-@click.option("--wait", "wait_s", type=click.FloatRange(0, 30), default=0, metavar="SECONDS",
-              help="Wait so long for missing verifiers.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(0, 30),
+    default=0,
+    metavar="SECONDS",
+    help="Wait so long for missing verifiers.",
+)
 def show(kill_id: str, wait_s: float) -> None:
     """Print the receipt of a kill as it stands now."""
     path, wait_ms = f"/v1/kills/{segment(kill_id)}", int(wait_s * 1000)
@@ -125,6 +139,4 @@ def list_holds() -> None:
 def lift(hold: str, reason: str) -> None:
     """Lift one hold. Nothing that was killed revives."""
     body = Api.of_operator(Context.current()).post(f"/v1/holds/{segment(hold)}/lift", {"reason": reason})
-    Output.current().one(
-        body, human=lambda: "\n".join(facts([("lifted", hold)], indent=0)), name=lambda: hold
-    )
+    Output.current().one(body, human=lambda: "\n".join(facts([("lifted", hold)], indent=0)), name=lambda: hold)

@@ -15,10 +15,15 @@ from broker.sdk.identity import KeyIdentity
 
 @command(short_help="Open a short operator session with your registered key.")
 @click.argument("operator")
-@click.option("--key", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Your private key (PEM); its public half is in the registry.")
+@click.option(
+    "--key",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Your private key (PEM); its public half is in the registry.",
+)
 def login(operator: str, key: Path) -> None:
-    """Open a session as OPERATOR, for pause, kill, resume and the other operator's commands.
+    r"""Open a session as OPERATOR, for pause, kill, resume and the other operator's commands.
 
     It lasts a quarter of an hour and is kept in a file that only you can read. This broker becomes the default one.
 

@@ -162,19 +162,28 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 class Command(click.Command):
     """A command that takes the common options too. An option of its own with the same name comes first."""
 
-    def __init__(self, *args: Any, params: list[click.Parameter] | None = None, **settings: Any) -> None:  # noqa: ANN401
-        own = params or []
+    def __init__(self, name: str | None, **settings: Any) -> None:  # noqa: ANN401  (click's own)
+        own: list[click.Parameter] = settings.pop("params", None) or []
         taken = {name for param in own for name in param.opts}
         common = [
             _option(names, known, hidden=True) for names, known in _ANSWER + _CONNECTION if not taken & set(names)
         ]
-        super().__init__(*args, params=[*own, *common], **settings)
+        super().__init__(name, params=[*own, *common], **_with_paragraphs(settings))
 
 
 class Group(click.Group):
     """A group of such commands."""
 
     command_class = Command
+
+    def __init__(self, name: str | None = None, **settings: Any) -> None:  # noqa: ANN401  (click's own)
+        super().__init__(name, **_with_paragraphs(settings))
+
+
+def _with_paragraphs(settings: dict[str, Any]) -> dict[str, Any]:
+    """Click's mark for "do not wrap this paragraph" is a control character; docstrings write it out."""
+    text = settings.get("help")
+    return settings if text is None else {**settings, "help": text.replace("\\b\n", "\b\n")}
 
 
 def command(name: str | None = None, **settings: Any) -> Callable[[Callable[..., Any]], Command]:  # noqa: ANN401

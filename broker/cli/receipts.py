@@ -1,4 +1,4 @@
-"""Kills as text for people: what a dry run would end, and the receipt of what was ended. Claims no more than they do."""
+"""Kills as text for people: what a dry run would end, and the receipt of what was ended."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,17 +24,11 @@ def kill_receipt(body: Body) -> str:
             ("issuance", _issuance(body["issuance"])),
             ("ended", _ended(body["ended"])),
             ("verifiers", _verifiers(body["verifiers"])),
+            ("bound", body["worst_case"]["sentence"]),
         ]
     )
-    instances = [_instance(each) for each in body["verifiers"]["instances"]]
-    indent = " " * (len("verifiers") + 4)
-    lines += [f"{indent}{clean(line)}" for line in instances]
-    lines += facts([("bound", body["worst_case"]["sentence"])], indent=2)
-    return "\n".join([f"{body['id']}: killed {clean(target_of(body))}", *_aligned_bound(lines)])
-
-
-def _aligned_bound(lines: list[str]) -> list[str]:
-    return [f"  {'bound':<9}  {line[len('  bound  '):]}" if line.startswith("  bound  ") else line for line in lines]
+    lines[-1:-1] = [f"{'':13}{clean(_instance(each))}" for each in body["verifiers"]["instances"]]
+    return "\n".join([f"{body['id']}: killed {clean(target_of(body))}", *lines])
 
 
 def _issuance(issuance: Body) -> str:
@@ -90,6 +84,7 @@ def blast_radius(body: Body) -> str:
     for agent, reach in body["agents"].items():
         text = " ".join(reach["actions"]) or "nothing"
         if reach["data_classes"]:
-            text += f" (data: {', '.join(reach['data_classes'])}{'; leaves the boundary' if reach['leaves_boundary'] else ''})"
+            outside = "; leaves the boundary" if reach["leaves_boundary"] else ""
+            text += f" (data: {', '.join(reach['data_classes'])}{outside})"
         pairs.append((f"{agent} can reach", text))
     return "\n".join([f"Dry run, nothing was done: kill {clean(target_of(body))}", *facts(pairs)])

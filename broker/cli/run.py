@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any, Self
 
 import click
 
@@ -34,18 +35,34 @@ class Interrupted(BaseException):
         self.number = number
 
 
-@command(short_help="Run a command under a task of its own, with its credential.", context_settings={"ignore_unknown_options": False})
+@command(
+    short_help="Run a command under a task of its own, with its credential.",
+    context_settings={"ignore_unknown_options": False},
+)
 @click.option("--resource", required=True, metavar="AUDIENCE", help="What the credential is for.")
 @asking_options
 @click.option("--purpose", metavar="TEXT", help="What the task is for. Default: the name of the command.")
-@click.option("--trigger", type=click.Choice(["user", "schedule", "webhook", "agent", "manual"]), default="manual", show_default=True,
-              help="What started it.")
+@click.option(
+    "--trigger",
+    type=click.Choice(["user", "schedule", "webhook", "agent", "manual"]),
+    default="manual",
+    show_default=True,
+    help="What started it.",
+)
 @click.option("--on-behalf-of", metavar="WHO", help="For whom.")
 @click.option("--deadline", type=click.IntRange(1), metavar="SECONDS", help="End the task at the latest after so long.")
-@click.option("--heartbeat", type=click.IntRange(1, 3600), metavar="SECONDS",
-              help="End the task if this program is not heard from for so long (it then says so three times as often).")
-@click.option("--write-token", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Hand the token over in this file (mode 0600), kept fresh and removed at the end, not in the environment.")
+@click.option(
+    "--heartbeat",
+    type=click.IntRange(1, 3600),
+    metavar="SECONDS",
+    help="End the task if this program is not heard from for so long (it then says so three times as often).",
+)
+@click.option(
+    "--write-token",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Hand the token over in this file (mode 0600), kept fresh and removed at the end, not in the environment.",
+)
 @click.argument("words", nargs=-1, required=True, metavar="-- COMMAND...")
 def run(
     resource: str,
@@ -60,7 +77,7 @@ def run(
     write_token: Path | None,
     words: tuple[str, ...],
 ) -> int:
-    """Open a task, get its credential, run COMMAND with it, and end the task.
+    r"""Open a task, get its credential, run COMMAND with it, and end the task.
 
     The command finds the token in TASKPASS_ACCESS_TOKEN, or the path of --write-token in TASKPASS_ACCESS_TOKEN_FILE,
     and the task in TASKPASS_TASK. Its exit code becomes this one's, 128 plus the number of a signal that ended it.
@@ -68,7 +85,7 @@ def run(
 
     \b
     Example:
-      taskpass run --resource https://invoices.example.com --scope invoices:read \\
+      taskpass run --resource https://invoices.example.com --scope invoices:read \
           --purpose "Answer dispute 4711" -- python answer.py 4711
     """
     context = Context.current()
@@ -93,16 +110,16 @@ class _Signals:
     def __init__(self) -> None:
         self.child: subprocess.Popen[bytes] | None = None
         self.closing = False
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> "_Signals":
+    def __enter__(self) -> Self:
         for number in FORWARDED:
             self._before[number] = signal.signal(number, self._received)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  (what signal.signal gave)
+            signal.signal(number, handler)
 
     def _received(self, number: int, _: FrameType | None) -> None:
         if self.closing:
@@ -178,7 +195,10 @@ class _Work:
         wanted = self._wanted
         return self._api.obtain(
             ask_of(
-                str(wanted["resource"]), scopes=wanted["scopes"], actions=wanted["actions"], params=wanted["params"],
+                str(wanted["resource"]),
+                scopes=wanted["scopes"],
+                actions=wanted["actions"],
+                params=wanted["params"],
                 task=self._id,
             )
         )

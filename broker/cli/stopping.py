@@ -22,11 +22,24 @@ _LONGEST_WAIT_MS = 30_000
 def stopping_options(function: F) -> F:
     """`--reason`, `--dry-run`, `--wait`, and the break-glass key."""
     for option in (
-        click.option("--break-glass-id", default="break-glass", show_default=True, metavar="ID", help="The operator of that key."),
-        click.option("--break-glass-key", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-                     help="Act with this key, without a session. Raises an alarm."),
-        click.option("--wait", "wait_s", type=click.FloatRange(0), default=10, show_default=True, metavar="SECONDS",
-                     help="How long to wait until every verifier has reported."),
+        click.option(
+            "--break-glass-id", default="break-glass", show_default=True, metavar="ID", help="The operator of that key."
+        ),
+        click.option(
+            "--break-glass-key",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Act with this key, without a session. Raises an alarm.",
+        ),
+        click.option(
+            "--wait",
+            "wait_s",
+            type=click.FloatRange(0),
+            default=10,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long to wait until every verifier has reported.",
+        ),
         click.option("--dry-run", is_flag=True, help="Only show what would end."),
         click.option("--reason", metavar="TEXT", help="Why; part of the receipt. Required, but for a dry run."),
     ):

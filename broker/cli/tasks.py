@@ -14,7 +14,7 @@ TRIGGERS = ["user", "schedule", "webhook", "agent", "manual"]
 
 @group(short_help="Open, follow and end tasks; their receipts.")
 def task() -> None:
-    """A task is one piece of work; it owns every credential issued under it, and they die with it.
+    r"""A task is one piece of work; it owns every credential issued under it, and they die with it.
 
     \b
     Example:
@@ -30,7 +30,12 @@ def task() -> None:
 @click.option("--trigger-ref", metavar="TEXT", help="Which one, e.g. a ticket. Kept erasably.")
 @click.option("--on-behalf-of", metavar="WHO", help="For whom. Kept erasably.")
 @click.option("--deadline", type=click.IntRange(1), metavar="SECONDS", help="It is over after so long.")
-@click.option("--heartbeat", type=click.IntRange(1, 3600), metavar="SECONDS", help="It is over when no heartbeat comes for so long.")
+@click.option(
+    "--heartbeat",
+    type=click.IntRange(1, 3600),
+    metavar="SECONDS",
+    help="It is over when no heartbeat comes for so long.",
+)
 @click.option("--parent", metavar="ID", help="The task that this one is a part of; it never outlives it.")
 def open_(
     purpose: str,
@@ -88,7 +93,9 @@ def show(task_id: str) -> None:
 def heartbeat(task_id: str) -> None:
     """Say that the task's worker is alive. Prints until when the next one is due."""
     body = Api.of_workload(Context.current()).post(f"/v1/tasks/{segment(task_id)}/heartbeat")
-    Output.current().one(body, human=lambda: f"{body['id']}  {body['state']}, next heartbeat before {clock(body['next_before'])}")
+    Output.current().one(
+        body, human=lambda: f"{body['id']}  {body['state']}, next heartbeat before {clock(body['next_before'])}"
+    )
 
 
 @task.command()

@@ -14,9 +14,13 @@ from broker.cli.output import Output
 @command(short_help="Get one credential and print it.")
 @click.argument("resource")
 @asking_options
-@click.option("--task", metavar="ID", help="The task that it is for. Without one: a task of its own, for this token only.")
-def token(resource: str, scopes: tuple[str, ...], actions: tuple[str, ...], params: tuple[str, ...], task: str | None) -> None:
-    """Get one credential for RESOURCE (its audience) and print the token.
+@click.option(
+    "--task", metavar="ID", help="The task that it is for. Without one: a task of its own, for this token only."
+)
+def token(
+    resource: str, scopes: tuple[str, ...], actions: tuple[str, ...], params: tuple[str, ...], task: str | None
+) -> None:
+    r"""Get one credential for RESOURCE (its audience) and print the token.
 
     Without --scope it is for what the agent may do there by itself. The token is the only thing on standard output;
     `-o json` prints everything that was granted. Exit code 3 means never, 5 that a person has to approve first.
@@ -24,7 +28,7 @@ def token(resource: str, scopes: tuple[str, ...], actions: tuple[str, ...], para
     \b
     Examples:
       taskpass token https://invoices.example.com --scope invoices:read
-      taskpass token https://credits.example.com --scope credits:propose \\
+      taskpass token https://credits.example.com --scope credits:propose \
           --param invoice=INV-1001 --param amount_cents=4000
       curl -H "Authorization: Bearer $(taskpass token https://invoices.example.com)" ...
     """

@@ -17,7 +17,7 @@ from broker.cli.text import clean, clock
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
 @click.option("--reason", metavar="TEXT", help="Why; recorded.")
 def reload(what: str, dry_run: bool, reason: str | None) -> None:
-    """Have the broker read its files again: all of it comes in force at once, or nothing does.
+    r"""Have the broker read its files again: all of it comes in force at once, or nothing does.
 
     \b
     Example:

@@ -12,7 +12,7 @@ from broker.cli.text import facts
 
 @command(short_help="Show who the broker takes you for.")
 def whoami() -> None:
-    """Prove your identity and show who the broker takes you for: which agent, verifier or operator, and what stands.
+    r"""Prove your identity and show who the broker takes you for: which agent, verifier or operator, and what stands.
 
     \b
     Example:
@@ -40,7 +40,12 @@ def _text(body: Mapping[str, Any]) -> str:
             ("scope", _scope(body.get("owners"))),
             ("holds", " ".join(body.get("holds") or ())),
             *(("problem", problem) for problem in body.get("problems") or ()),
-            ("holds now", f"{body['live_tokens']} live tokens, {body['open_tasks']} open tasks" if "live_tokens" in body else None),
+            (
+                "holds now",
+                f"{body['live_tokens']} live tokens, {body['open_tasks']} open tasks"
+                if "live_tokens" in body
+                else None,
+            ),
         ]
     )
     return "\n".join([f"{body['kind']} {body['id']}", *lines])
@@ -49,4 +54,10 @@ def _text(body: Mapping[str, Any]) -> str:
 def _scope(owners: object) -> str | None:
     if owners is None:
         return None
-    return "all owners" if owners == "all" else " ".join(str(owner) for owner in owners) if isinstance(owners, list) else None
+    return (
+        "all owners"
+        if owners == "all"
+        else " ".join(str(owner) for owner in owners)
+        if isinstance(owners, list)
+        else None
+    )

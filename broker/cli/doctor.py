@@ -1,0 +1,241 @@
+"""`taskpass doctor`: everything that can be looked at from here, each with what is wrong and what to do."""
+
+import os
+import stat
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from broker.cli.context import Context, configuration_file
+from broker.cli.errors import DONE, FAILED, Failure
+from broker.cli.options import command
+from broker.cli.output import Output
+from broker.cli.text import clean
+from broker.sdk.protocol import Request
+
+if TYPE_CHECKING:
+    from broker.config import Config
+
+_COLORS = {"ok": "green", "warning": "yellow", "wrong": "red", "skipped": "white"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One look: `ok`, `warning`, `wrong` or `skipped`, what was seen, and what to do about it."""
+
+    check: str
+    state: str
+    detail: str
+    fix: str | None = None
+
+
+@command(short_help="Find out what is wrong, and what to do about it.")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Default: TASKPASS_CONFIG, else ./taskpass.toml.",
+)
+def doctor(config_path: Path | None) -> int:
+    """Look at the configuration, registry, policies, keys and ledger here, and at the broker and your identity there.
+
+    Exit code 1 when something is wrong.
+    """
+    findings = list(_look(config_path or configuration_file()))
+    output = Output.current()
+    if output.for_people:
+        for line in _lines(findings):
+            click.echo(line)
+    else:
+        output.many([asdict(finding) for finding in findings], [], name="check")
+    return FAILED if any(finding.state == "wrong" for finding in findings) else DONE
+
+
+def _lines(findings: list[Finding]) -> Iterator[str]:
+    for finding in findings:
+        mark = click.style(f"{finding.state:<8}", fg=_COLORS[finding.state], bold=finding.state == "wrong")
+        first, *more = finding.detail.splitlines()
+        yield f"{mark} {finding.check:<14} {clean(first)}"
+        yield from (f"{'':24}{clean(line.strip())}" for line in more)
+        if finding.fix:
+            yield f"{'':24}-> {clean(finding.fix)}"
+
+
+def _look(path: Path) -> Iterator[Finding]:
+    config = yield from _configuration(path)
+    if config is not None:
+        yield from _registry(config)
+        yield from _policies(config)
+        yield from _keys(config)
+        yield from _ledger(config)
+    yield from _broker()
+    yield from _identity()
+
+
+def _configuration(path: Path) -> "Generator[Finding, None, Config | None]":
+    from broker.config import load_config
+    from broker.errors import ConfigurationInvalid
+
+    if not path.exists():
+        yield Finding(
+            "configuration",
+            "skipped",
+            f"there is no {path} here",
+            "On the broker's machine: taskpass init, or --config FILE.",
+        )
+        return None
+    try:
+        config = load_config(path)
+    except ConfigurationInvalid as error:
+        yield Finding("configuration", "wrong", str(error), f"Correct {path}.")
+        return None
+    yield Finding("configuration", "ok", f"{path}, issuer {config.issuer}")
+    return config
+
+
+def _registry(config: "Config") -> Iterator[Finding]:
+    import time
+
+    from broker.cli.offline import load_registry
+    from broker.errors import ConfigurationInvalid
+
+    try:
+        loaded = load_registry(config.registry.path)
+    except ConfigurationInvalid as error:
+        yield Finding("registry", "wrong", str(error), "Correct these files, then: taskpass reload")
+        return
+    blocked = [str(problem) for problem in loaded.problems(int(time.time() * 1000))]
+    yield Finding(
+        "registry",
+        "ok",
+        f"{len(loaded.agents)} agents, {len(loaded.resources)} resources, {len(loaded.trust)} trust rows",
+    )
+    for problem in blocked:
+        yield Finding("agent blocked", "wrong", problem, "This agent gets nothing until that is mended.")
+    if not loaded.operators:
+        yield Finding(
+            "operators", "warning", "nobody is registered: nobody can stop anything", "Add one to operators.yaml."
+        )
+    elif not any(operator.break_glass for operator in loaded.operators.values()):
+        yield Finding(
+            "operators", "warning", "there is no break-glass key", "Add one to operators.yaml, for the worst day."
+        )
+
+
+def _policies(config: "Config") -> Iterator[Finding]:
+    from broker.cli.offline import load_engine
+    from broker.errors import ConfigurationInvalid
+    from policies import PolicyInvalid
+    from policies.cases import read_cases, run_cases
+
+    try:
+        engine = load_engine(config.policies.path, config.registry.path)
+    except ConfigurationInvalid:
+        yield Finding("policies", "skipped", "they speak about the registry, which does not load")
+        return
+    except Failure as failure:
+        problems = "\n".join([failure.message, *failure.members.get("problems", ())])
+        yield Finding("policies", "wrong", problems, "Correct them; `taskpass policy check` looks again.")
+        return
+    yield Finding("policies", "ok", f"{len(engine.bundle.policies)} policies, hash {engine.bundle.hash[:12]}")
+    cases = config.policies.path / "cases.yaml"
+    try:
+        report = run_cases(engine, read_cases(cases.read_text(), engine.bundle.compiled.vocabulary, file=str(cases)))
+    except FileNotFoundError:
+        yield Finding(
+            "policy cases", "warning", f"there is no {cases}", "Write down what the policies are meant to answer."
+        )
+        return
+    except (PolicyInvalid, OSError, UnicodeDecodeError) as error:
+        yield Finding("policy cases", "wrong", str(error), f"Correct {cases}.")
+        return
+    if report.passed:
+        yield Finding("policy cases", "ok", f"{len(report.results)} cases pass, every policy exercised")
+    else:
+        yield Finding("policy cases", "wrong", "a case fails, or a policy has none", "See `taskpass policy test`.")
+
+
+def _keys(config: "Config") -> Iterator[Finding]:
+    from broker.app import sealer_of
+    from broker.errors import ConfigurationInvalid
+
+    try:
+        sealer_of(config)
+        yield Finding("sealing key", "ok", "readable, by its owner only")
+    except ConfigurationInvalid as error:
+        yield Finding("sealing key", "wrong", str(error), "Without it the broker has no signing keys.")
+    file = config.keys.encryption_key_file
+    for path in sorted(file.parent.glob("*.pem")) if file is not None else ():
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            yield Finding("private key", "wrong", f"{path} is open to others", f"chmod 600 {path}")
+        else:
+            yield Finding(
+                "private key", "warning", f"{path} lies beside the broker", "Hand it to its holder, and remove it here."
+            )
+
+
+def _ledger(config: "Config") -> Iterator[Finding]:
+    path = config.ledger.path
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        yield Finding(
+            "ledger", "wrong", f"{path.parent} is no directory that can be written", f"mkdir -m 700 {path.parent}"
+        )
+    elif not path.exists():
+        yield Finding("ledger", "wrong", f"there is none at {path}", "Create it, once: taskpass ledger create")
+    elif path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        yield Finding("ledger", "warning", f"{path} is open to others", f"chmod 600 {path}*")
+    else:
+        yield Finding("ledger", "ok", f"{path}, {path.stat().st_size >> 10} KiB; `taskpass ledger verify` audits it")
+
+
+def _broker() -> Iterator[Finding]:
+    context = Context.current()
+
+    def get(url: str) -> tuple[int, bytes]:
+        answer = context.transport.send(Request("GET", url, {"Accept": "application/json"}))
+        return answer.status, answer.body
+
+    try:
+        issuer = context.issuer()
+        from broker.cli.api import control_url
+
+        control = control_url(context)
+        yield Finding("broker", "ok", f"{issuer} answers; control at {control}")
+        for base in dict.fromkeys((issuer, control)):
+            yield _readiness(base, get)
+    except Failure as failure:
+        yield Finding("broker", "wrong", failure.message, failure.members.get("next"))
+
+
+def _readiness(base: str, get: Callable[[str], tuple[int, bytes]]) -> Finding:
+    import json
+
+    status, body = get(f"{base}/readyz")
+    try:
+        reasons = "; ".join(json.loads(body).get("reasons", ()))
+    except (ValueError, AttributeError, TypeError):
+        reasons = f"answered {status}"
+    if status == 200:
+        return Finding("readiness", "ok", f"{base} issues credentials")
+    return Finding(
+        "readiness", "wrong", f"{base}: {reasons}", "Its log says more; mend the files, then: taskpass reload"
+    )
+
+
+def _identity() -> Iterator[Finding]:
+    context = Context.current()
+    try:
+        identity = context.identity()
+        if identity is None:
+            yield Finding("identity", "skipped", "no workload identity is configured here")
+            return
+        token = identity.assertion(context.issuer())
+        yield Finding(
+            "identity", "ok", f"there is one, of {len(token)} characters; `taskpass whoami` has the broker judge it"
+        )
+    except Exception as error:  # noqa: BLE001  (whatever is wrong with it is the finding)
+        yield Finding("identity", "wrong", str(error), getattr(error, "next", None))
