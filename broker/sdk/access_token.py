@@ -17,8 +17,9 @@ _NO_LIMITS: Mapping[str, Any] = {}
 class AccessToken:
     """Who calls, on which task, and what for. Only a verifier makes one.
 
-    `scope` are the action ids granted outright; `actions` adds those that `authorization_details` grant, each within
-    the `parameters` that it was granted with. `exp` is in seconds since the epoch, `seq` the ledger position.
+    `scope` are the action ids of that claim; `actions` adds those that only `authorization_details` name. Either may
+    have been granted within limits, which `parameters` tells. `exp` is in seconds since the epoch, `seq` the ledger
+    position.
     """
 
     agent: str
@@ -33,7 +34,7 @@ class AccessToken:
     kid: str | None = field(repr=False)
 
     def parameters(self, action: str) -> Mapping[str, Any]:
-        """The values that `action` was granted for (an amount, an account); empty when it was granted outright.
+        """The values that `action` was granted for (an amount, an account); empty when it was granted without limits.
 
         Raises KeyError when it was not granted at all.
         """
@@ -41,9 +42,9 @@ class AccessToken:
             if action in detail["actions"]:
                 limits: Mapping[str, Any] = detail.get("parameters", _NO_LIMITS)
                 return limits
-        if action in self.scope:
-            return _NO_LIMITS
-        raise KeyError(action)
+        if action not in self.scope:
+            raise KeyError(action)
+        return _NO_LIMITS
 
     @classmethod
     def of(cls, verified: Claims) -> "AccessToken":

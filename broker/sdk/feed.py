@@ -33,6 +33,9 @@ ACK_TIMEOUT_S = 2.0
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 5.0
 
+_CONNECT_ANEW = frozenset({401, 403, 404, 409})
+"""Answers to an acknowledgement: the session ran out, or this broker process does not know the connection."""
+
 logger = logging.getLogger(__name__)
 _random = secrets.SystemRandom()
 
@@ -98,7 +101,7 @@ class Follower:
         self._forget_tokens = forget_tokens
         self._sleep = sleep
         self._connected = False
-        self._failures = 0  # since the last heartbeat
+        self._failures = 0  # since the broker last accepted an acknowledgement
         self._reconnects = 0
         self._acknowledged = 0
         self._last_error: str | None = None
@@ -171,10 +174,9 @@ class Follower:
                     acknowledging = asyncio.create_task(self._acknowledge(ack_url, token, due))
                 self._obey(then, due)
                 if event.event == "heartbeat":
-                    self._failures = 0
                     self.heard.set()
                 if acknowledging is not None and acknowledging.done():
-                    raise FeedBroken("the session has run out")
+                    raise FeedBroken("acknowledgements are no longer accepted")
         finally:
             if acknowledging is not None:
                 acknowledging.cancel()
@@ -190,7 +192,7 @@ class Follower:
             self._published.want()
 
     async def _acknowledge(self, url: str, session_token: str, due: asyncio.Event) -> None:
-        """Report what is in force whenever that is due; returns when the session is no longer accepted.
+        """Report what is in force whenever that is due; returns when this connection no longer counts.
 
         Reports are cumulative, so kills that arrive while one is under way share the next.
         """
@@ -207,9 +209,10 @@ class Follower:
             except httpx2.HTTPError as error:  # the next heartbeat is due in a second and says the same
                 logger.warning("acknowledgement failed: %s", type(error).__name__)
                 continue
-            if answer.status_code in {401, 403}:
+            if answer.status_code in _CONNECT_ANEW:
                 return
             if answer.is_success:
+                self._failures = 0
                 self._acknowledged = max(self._acknowledged, cursor.position)
 
 

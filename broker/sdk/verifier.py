@@ -126,8 +126,8 @@ class Verifier:
     def verify(self, token: str, *, scopes: Collection[str] = (), actions: Collection[str] = ()) -> AccessToken:
         """The token's content if every step holds, else a Refused. Does no I/O.
 
-        `scopes` must each have been granted outright. `actions` may also have been granted within limits: then it is
-        for the caller to hold the operation to `parameters(action)`.
+        `scopes` must be in the token's `scope`, `actions` there or in its `authorization_details`. Whichever way an
+        action was granted, it is for the caller to hold the operation to `parameters(action)`.
         """
         try:
             return self._verified(token, scopes, actions)

@@ -22,6 +22,7 @@ from broker.sdk.protocol import ASSERTION_TYPE
 from .kit import AUDIENCE, broker_and_clock
 
 TOKEN = "/oauth2/token"
+DETAIL = {"type": "task_action", "actions": ["credits:propose"], "parameters": {"amount": 5}}
 
 
 class Sync:
@@ -96,7 +97,7 @@ def asked(broker, path=TOKEN):
 
 @both
 async def test_a_credential_is_asked_for_as_the_standards_say(broker, clock, client):
-    details = [{"type": "task_action", "actions": ["credits:propose"], "parameters": {"amount": 5}}]
+    details = [DETAIL]
     credential = await client.obtain(
         AUDIENCE, scope=["invoices:read", "invoices:list"], authorization_details=details, task="tsk_1"
     )
@@ -112,7 +113,7 @@ async def test_a_credential_is_asked_for_as_the_standards_say(broker, clock, cli
         }
     ]
     assert credential.task == "tsk_1"
-    assert credential.scope == ("invoices:list", "invoices:read")
+    assert credential.scope == ("credits:propose", "invoices:list", "invoices:read")
     assert credential.authorization_details == tuple(details)
     assert credential.decision_id.startswith("dec_")
     assert credential.token not in repr(credential)
@@ -131,7 +132,7 @@ async def test_a_credential_is_kept_for_four_fifths_of_its_life(broker, clock, c
 
 @both
 async def test_different_asks_get_different_credentials(broker, clock, client):
-    asks = [{}, {"scope": "a"}, {"scope": "b"}, {"task": "tsk_1"}, {"authorization_details": [{"type": "task_action"}]}]
+    asks = [{}, {"scope": "a"}, {"scope": "b"}, {"task": "tsk_1"}, {"authorization_details": [DETAIL]}]
     credentials = [await client.obtain(AUDIENCE, **ask) for ask in asks]
     assert len({credential.token for credential in credentials}) == len(asks)
     assert (await client.obtain("https://payroll.test")).resource == "https://payroll.test"

@@ -59,11 +59,13 @@ async def test_a_lost_connection_is_resumed_from_the_cursor_without_a_gap():
     broker, clock = broker_and_clock()
     async with verifier_of(broker, clock) as verifier:
         tokens = {name: broker.token(audience=AUDIENCE, agent=name) for name in ("ada", "bob", "cyd")}
-        await broker.acknowledged(broker.kill(agent="ada"))
+        first = broker.kill(agent="ada")
+        await broker.acknowledged(first)
         before = broker.feed.connections
         broker.feed.drop_connections()
         broker.kill(agent="bob")  # nobody is listening
         await reconnected(broker, before)
+        assert broker.feed.resumed == [None, f"{broker.feed.epoch}:{first.seq}"]
         await broker.settled()
         for name in ("ada", "bob"):
             with pytest.raises(TokenKilled):
@@ -137,6 +139,30 @@ async def test_an_expired_session_is_renewed_by_connecting_again():
         await reconnected(broker, before)
         await broker.settled()
         assert verifier.status.connected
+
+
+@asynchronous
+async def test_a_broker_that_takes_no_acknowledgement_is_not_hammered():
+    broker, clock = broker_and_clock()
+    delays = []
+
+    async def sleep(seconds):
+        delays.append(seconds)
+        if len(delays) == 30:
+            broker.accept("/v1/revocations/ack")
+        broker.feed.heartbeat()
+        await asyncio.sleep(0)
+
+    async with verifier_of(broker, clock, sleep=sleep):
+        await broker.settled()
+        broker.refuse("/v1/revocations/ack", 409)
+        while len(delays) < 30:
+            seen = len(broker.requests)
+            broker.feed.heartbeat()
+            await broker.until(lambda count=seen: len(broker.requests) > count or len(delays) >= 30)
+            broker.feed.heartbeat()
+        await broker.settled()
+    assert max(delays) > 1
 
 
 @pytest.mark.parametrize(

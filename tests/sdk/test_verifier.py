@@ -171,7 +171,7 @@ async def test_what_is_not_granted_is_insufficient_scope_and_names_all_that_is_n
     async with verifier_of(broker, clock) as verifier:
         bearer = broker.token(audience=AUDIENCE, scope="invoices:read", authorization_details=[detail()])
         for asked in ({"scopes": ["invoices:read", "invoices:write"]}, {"scopes": ["credits:propose"]}):
-            with pytest.raises(InsufficientScope) as refused:  # what was granted with limits is no scope
+            with pytest.raises(InsufficientScope) as refused:
                 verifier.verify(bearer, **asked)
             assert refused.value.status == 403
             assert f'scope="{" ".join(asked["scopes"])}"' in refused.value.www_authenticate
@@ -379,6 +379,20 @@ async def test_a_new_epoch_refuses_everything_of_the_old_one():
             await verifier.averify(resigned(broker, old))
         with pytest.raises(UnknownSigningKey):
             await verifier.averify(resigned(broker, new, signer=old_signer))
+
+
+@asynchronous
+async def test_after_a_restore_the_old_keys_verify_nothing_even_before_the_new_ones_are_here():
+    broker, clock = broker_and_clock()
+    async with verifier_of(broker, clock) as verifier:
+        old_signer, connections = broker.signer, broker.feed.connections
+        broker.refuse("/oauth2/jwks", 503)
+        broker.restore()
+        await broker.until(lambda: broker.feed.connections > connections)
+        await broker.settled()
+        forged = resigned(broker, broker.token(audience=AUDIENCE), signer=old_signer)
+        with pytest.raises(FeedStale, match="keys"):
+            verifier.verify(forged)
 
 
 @asynchronous

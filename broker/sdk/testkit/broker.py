@@ -184,7 +184,8 @@ class FakeBroker:
         details = json.loads(form.get("authorization_details", "[]"))
         extra = {"authorization_details": details} if details else {}
         task = form.get("task") or f"tsk_{self.feed.epoch}_{self.feed.position + 1}"
-        scope = form.get("scope", "")
+        actions = [action for detail in details for action in detail["actions"]]
+        scope = " ".join(sorted({*form.get("scope", "").split(), *actions}))
         token = self.token(audience=form["resource"], scope=scope, task=task, **extra)
         answer = {"access_token": token, "token_type": "Bearer", "expires_in": self.lifetime_s, "scope": scope}
         return _json(200, answer | extra | {"task": task, "decision_id": f"dec_{self.feed.epoch}_{self.feed.position}"})

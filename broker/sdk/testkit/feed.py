@@ -34,8 +34,13 @@ class FakeFeed:
         self.acknowledged: dict[str, Cursor] = {}
         """The newest acknowledgement of each instance."""
         self.acknowledgements = 0
-        self.connections = 0
+        self.resumed: list[str | None] = []
+        """The cursor that each connection ever made asked to resume from."""
+
+    @property
+    def connections(self) -> int:
         """How many were ever made."""
+        return len(self.resumed)
 
     @property
     def listening(self) -> list[str]:
@@ -193,7 +198,7 @@ class FakeFeed:
             if not self._paused:
                 listener.put(self._heartbeat(instance))
             self._listeners.append(listener)
-            self.connections += 1
+            self.resumed.append(None if cursor is None else str(cursor))
             self._changed.notify_all()
             return listener
 
