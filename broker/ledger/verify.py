@@ -251,10 +251,10 @@ class _Audit:
         for ref, salt, text in self._connection.execute("SELECT ref, salt, text FROM texts"):
             id_, _, name = ref.partition("/")
             try:
-                row = self._connection.execute(
-                    "SELECT bytes FROM events WHERE seq = ?", (parse_id(id_).seq,)
-                ).fetchone()
-                matches = parse(row[0]).body.get(name) == commit_to(salt, text)
+                seq = parse_id(id_).seq
+                row = self._connection.execute("SELECT bytes FROM events WHERE seq = ?", (seq,)).fetchone()
+                body = parse(row[0]).body
+                matches = id_ in body.values() and body.get(name) == commit_to(salt, text)
             except (TypeError, ValueError):  # not an id, no such event, not an event
                 matches = False
             if not matches:

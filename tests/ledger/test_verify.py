@@ -190,6 +190,7 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
     "a text": ("text_wrong", ["UPDATE texts SET text = 'refund Mr Noether'"]),
     "a text's salt": ("text_wrong", ["UPDATE texts SET salt = x'00'"]),
     "a text's place": ("text_wrong", ["UPDATE texts SET ref = replace(ref, 'purpose', 'task')"]),
+    "a text's kind": ("text_wrong", ["UPDATE texts SET ref = replace(ref, 'tsk', 'tsl')"]),
     "a text for no event": ("text_wrong", ["INSERT INTO texts VALUES ('tsk_00000000_999999/purpose', x'00', 'x')"]),
     "a text for nothing": ("text_wrong", ["INSERT INTO texts VALUES ('x', x'00', 'x')"]),
     "a bundle": ("bundle_wrong", ["UPDATE bundles SET content = x'02' WHERE kind = 'registry'"]),

@@ -38,8 +38,8 @@ CREATE TABLE checkpoints (
   note TEXT NOT NULL
 ) STRICT;
 
--- Personal text, erasable. `ref` is `<id>/<field>`: the event at that id's position holds, in that field, hex
--- sha256(salt || text), so proofs survive the erasure.
+-- Personal text, erasable. `ref` is `<id>/<field>`: the event at that id's position names the id and holds, in that
+-- field, hex sha256(salt || text), so proofs survive the erasure.
 CREATE TABLE texts (
   ref  TEXT PRIMARY KEY,
   salt BLOB NOT NULL,
