@@ -1,8 +1,8 @@
 """Digest-bound approvals: what exactly a human is asked to approve.
 
-The digest covers the canonical bytes (RFC 8785) of who, under which task, may do what, with which parameters, under which
-policy bundle. Another parameter, another task or another bundle is another request. Deciding on one is not part of this
-module yet; a request is recorded, found again, and expires.
+The digest covers the canonical bytes (RFC 8785) of who, under which task, may do what, with which parameters, under
+which policy bundle. Another parameter, another task or another bundle is another request. Deciding on one is not part
+of this module yet; a request is recorded, found again, and expires.
 """
 
 import hashlib

@@ -33,7 +33,7 @@ _NONCE_BYTES = 12
 
 
 class Sealer:
-    """Seals private keys for the database. The kid and purpose are authenticated with each, so rows cannot be swapped."""
+    """Seals private keys for the database. Kid and purpose are authenticated with each, so rows cannot be swapped."""
 
     def __init__(self, key: bytes) -> None:
         if len(key) != 32:

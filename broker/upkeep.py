@@ -1,7 +1,7 @@
 """What a broker does by itself: expire tasks, count refusals, prune, rotate keys by age, fetch keys that are due.
 
-Each chore is a coroutine run at its own interval. A chore that fails is logged and tried again at its next turn; none of
-them can stop another, and none is needed for a kill.
+Each chore is a coroutine run at its own interval. A chore that fails is logged and tried again at its next turn; none
+of them can stop another, and none is needed for a kill.
 """
 
 import asyncio

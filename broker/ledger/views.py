@@ -1,6 +1,6 @@
-"""Questions to the ledger's projections. Every function takes a `Reader` (one consistent snapshot) and returns values."""
+"""Questions to the ledger's projections. Each function takes a `Reader`, a consistent snapshot, and returns values."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +139,7 @@ def kill(r: Reader, kill_id: str) -> KillRow | None:
 def kills(r: Reader, *, limit: int) -> list[KillRow]:
     """Kills by operators and clients, newest first; the endings of tasks are not among them."""
     rows = r.execute(
-        f"SELECT {_KILL_COLUMNS} FROM kills WHERE id LIKE 'kil%' ORDER BY seq DESC LIMIT ?",
+        f"SELECT {_KILL_COLUMNS} FROM kills WHERE id LIKE 'kil%' ORDER BY seq DESC LIMIT ?",  # noqa: S608  (constant)
         (limit,),
     )
     return [KillRow(*row) for row in rows.fetchall()]
@@ -207,8 +207,8 @@ def kill_of(r: Reader, claims: Mapping[str, Any], kid: str) -> KillRow | None:
     pairs = [
         ("all", ""),
         ("agent", claims["sub"]),
-        ("task", claims["task"]),
-        ("grant", claims["jti"]),
+        ("task", claims.get("task", "")),
+        ("grant", claims.get("jti", "")),
         ("resource", claims["aud"]),
     ]
     found = [
@@ -228,7 +228,8 @@ def kill_of(r: Reader, claims: Mapping[str, Any], kid: str) -> KillRow | None:
 def holds(r: Reader) -> list[HoldRow]:
     """Standing holds, oldest first."""
     rows = r.execute(
-        "SELECT id, target, value, placed_seq, placed, actor, reason FROM holds WHERE lifted_seq IS NULL ORDER BY placed_seq"
+        "SELECT id, target, value, placed_seq, placed, actor, reason FROM holds WHERE lifted_seq IS NULL"
+        " ORDER BY placed_seq"
     )
     return [HoldRow(*row) for row in rows.fetchall()]
 
@@ -276,16 +277,63 @@ def grant_by_id(r: Reader, text: str) -> GrantRow | None:
     return found if found and text in (make_id("grt", address.epoch, found.seq), found.task) else None
 
 
-def unexpired(r: Reader, *, at_kill: KillRow | None = None) -> Iterable[GrantRow]:
-    """Credentials that are unexpired by ledger time, or were just before a kill, in order of their positions."""
+@dataclass(frozen=True, slots=True)
+class LiveCount:
+    """How many live credentials of one agent open one resource, and when the last of them expires."""
+
+    agent: str
+    resource: str
+    audience: str
+    count: int
+    latest_expiry: int
+
+
+def live_counts(r: Reader, matches: Sequence[tuple[Match, str]], *, at_kill: KillRow | None = None) -> list[LiveCount]:
+    """The live credentials that `matches` covers: unexpired by ledger time and not covered by an earlier kill; now, or
+    as it was when a kill was committed. One pass over what is unexpired, inside the store.
+    """
     head = r.head()
-    floor, at, below = (at_kill.floor, at_kill.at, at_kill.seq) if at_kill else (head.floor, head.time, None)
-    rows = r.execute(
-        f"SELECT {_GRANT_COLUMNS} FROM grants WHERE seq >= ? AND (? IS NULL OR seq < ?) AND expires > ? ORDER BY seq",  # noqa: S608
-        (floor, below, below, at),
+    floor, at, below = (at_kill.floor, at_kill.at, at_kill.seq) if at_kill else (head.floor, head.time, head.size)
+    by_kind: dict[Match, list[str]] = {}
+    for kind, value in matches:
+        by_kind.setdefault(kind, []).append(value)
+    prefix = make_id("grt", head.epoch, 0)[:-1]
+    covers: list[str] = []
+    params: list[str] = []
+    for kind, values in by_kind.items():
+        covers.append(f"{_COMPARED[kind]} IN ({', '.join('?' * len(values))})")
+        params += [prefix, *values] if kind is Match.GRANT else values
+    earlier = r.execute(
+        "SELECT DISTINCT kind FROM kill_matches WHERE (seq > ? OR kind = 'key') AND seq < ?", (floor, below)
     )
-    for row in rows:
-        yield GrantRow(*row)
+    spared: list[str] = []
+    spared_params: list[str | int] = []
+    for (name,) in earlier.fetchall():
+        newer = "" if name == Match.KEY else " AND m.seq > g.seq"
+        compared = _COMPARED[Match(name)]
+        spared.append(
+            "NOT EXISTS (SELECT 1 FROM kill_matches m"  # noqa: S608  (constants)
+            f" WHERE m.kind = ? AND m.value = {compared} AND m.seq < ?{newer})"
+        )
+        spared_params += [name, *([prefix] if Match(name) is Match.GRANT else []), below]
+    where = " AND ".join(["g.seq >= ? AND g.seq < ? AND g.expires > ?", f"({' OR '.join(covers)})", *spared])
+    rows = r.execute(
+        "SELECT g.agent, g.resource, g.audience, count(*), max(g.expires) FROM grants g"  # noqa: S608  (constants)
+        f" WHERE {where} GROUP BY g.agent, g.resource, g.audience ORDER BY g.agent, g.resource",
+        (floor, below, at, *params, *spared_params),
+    )
+    return [LiveCount(*row) for row in rows.fetchall()]
+
+
+_COMPARED = {
+    Match.ALL: "''",
+    Match.AGENT: "g.agent",
+    Match.TASK: "g.task",
+    Match.GRANT: "(? || g.seq)",
+    Match.RESOURCE: "g.audience",
+    Match.KEY: "g.kid",
+}
+"""What each kind of match compares with, in a row of `grants`; for a grant, its id made of prefix and position."""
 
 
 # --- Approvals, keys, instances ---------------------------------------------------------------------------------------

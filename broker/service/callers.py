@@ -160,7 +160,7 @@ class Callers:
             return VerifierCaller(registry.verifiers[name], session_seq=seq)
         if claims["kind"] == "agent" and name in registry.agents:
             with self._ledger.read() as r:  # kills are about agents: an operator's session must outlive them
-                if views.kill_map(r).dead(claims, None):
+                if views.kill_of(r, claims, "") is not None:
                     raise NotAuthenticated("This session has been killed; authenticate anew.")
             trust, kind, issuer, subject = claims["workload"]
             workload = Workload(

@@ -3,7 +3,7 @@
 Everything here is read from the ledger; nothing is kept apart from it that could disagree.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from broker import jose
@@ -15,6 +15,7 @@ from broker.model import AgentCaller, Caller, OperatorCaller, Right, VerifierCal
 from broker.revocation import claims_of
 from broker.rules import RulesInForce
 from broker.service.callers import need
+from broker.wire import Match
 
 _OUTCOMES = {"issued": "automatic", "approval.requested": "approval", "refused": "refused", "failed": "failed"}
 _MAX_TOKEN_LIFE_S = 86_400
@@ -130,7 +131,7 @@ class Evidence:
             head = r.head()
             if grant is None or grant.seq != claims.get("seq") or grant.seq < head.floor:
                 return {"active": False}
-            if views.kill_map(r).dead(claims, grant.kid) is not None or grant.expires <= max(head.time, self._now()):
+            if views.kill_of(r, claims, grant.kid) is not None or grant.expires <= max(head.time, self._now()):
                 return {"active": False}
         shown = (
             "iss",
@@ -177,24 +178,24 @@ class Evidence:
     # --- Agents, approvals --------------------------------------------------------------------------------------------
 
     def agents(self, caller: Caller) -> list[dict[str, Any]]:
-        """The registered agents in the operator's scope, with what they hold and what stops them."""
-        registry = self._rules.current.registry
+        """The registered agents in the operator's scope, with what they hold and what stops them. Counts, so it may
+        take a while: call it from a thread.
+        """
+        names = sorted(self._rules.current.registry.agents)
+        return self._agents([name for name in names if self._may_see(caller, name)])
+
+    def agent(self, caller: Caller, agent_id: str) -> dict[str, Any]:
+        """One agent. Raises NotFound."""
+        if agent_id not in self._rules.current.registry.agents or not self._may_see(caller, agent_id):
+            raise NotFound(f"There is no agent {agent_id[:80]}.")
+        return self._agents([agent_id])[0]
+
+    def _agents(self, names: Sequence[str]) -> list[dict[str, Any]]:
         with self._ledger.read() as r:
             holds = views.holds(r)
             tasks = views.open_tasks_by_agent(r)
             live = _live_by_agent(r)
-        return [
-            self._agent(agent_id, holds, tasks, live)
-            for agent_id in sorted(registry.agents)
-            if self._may_see(caller, agent_id)
-        ]
-
-    def agent(self, caller: Caller, agent_id: str) -> dict[str, Any]:
-        """One agent. Raises NotFound."""
-        found = [each for each in self.agents(caller) if each["id"] == agent_id]
-        if not found:
-            raise NotFound(f"There is no agent {agent_id[:80]}.")
-        return found[0]
+        return [self._agent(name, holds, tasks, live) for name in names]
 
     def _agent(
         self, agent_id: str, holds: list[views.HoldRow], tasks: Mapping[str, int], live: Mapping[str, int]
@@ -319,11 +320,9 @@ class Evidence:
 
 def _live_by_agent(r: Reader) -> dict[str, int]:
     """Unexpired credentials that no kill covers, by agent."""
-    kills, prefix = views.kill_map(r), make_id("grt", r.head().epoch, 0)[:-1]
     counts: dict[str, int] = {}
-    for grant in views.unexpired(r):
-        if kills.dead(claims_of(grant, prefix), grant.kid) is None:
-            counts[grant.agent] = counts.get(grant.agent, 0) + 1
+    for each in views.live_counts(r, [(Match.ALL, "")]):
+        counts[each.agent] = counts.get(each.agent, 0) + each.count
     return counts
 
 

@@ -349,7 +349,7 @@ def _never(bundle: str, reason: str) -> policies.Never:
 
 
 def _default_scope(ask: Ask, decided: list[policies.Decision]) -> tuple[Ask, list[policies.Decision]]:
-    """A client that names no scope gets what is automatic (RFC 6749 section 3.3), and the whole refusal if nothing is."""
+    """A client that names no scope gets what is automatic (RFC 6749 section 3.3), or the whole refusal."""
     automatic = [
         (action, each)
         for action, each in zip(ask.actions, decided, strict=True)
@@ -360,7 +360,7 @@ def _default_scope(ask: Ask, decided: list[policies.Decision]) -> tuple[Ask, lis
     return Ask(ask.resource, tuple(action for action, _ in automatic), ask.parameters), [each for _, each in automatic]
 
 
-def _unauthenticated(request: TokenRequest, sentence: str, **members: Any) -> TaskpassError:
-    """The code that the grant prescribes: the assertion is the client's authentication, or it is the grant itself."""
+def _unauthenticated(request: TokenRequest, sentence: str, **members: Any) -> TaskpassError:  # noqa: ANN401
+    """The code that the grant prescribes: the assertion is the client authentication, or it is the grant itself."""
     error = InvalidGrant if request.grant == "jwt_bearer" else NotAuthenticated
     return error(sentence, **members)

@@ -3,23 +3,28 @@
 A kill is committed first and explained after: counting what it ended never delays it.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
 from broker.errors import Conflict, Malformed, NotFound, Unavailable
-from broker.ledger import Ledger, LedgerUnavailable, Reader, make_id, views
+from broker.ledger import Ledger, LedgerUnavailable, Reader, views
 from broker.ledger.commands.guards import Stale
 from broker.ledger.commands.kills import Kill, Killed, KillRefused, LiftHolds
 from broker.ledger.writer import Writer
 from broker.model import MATCH_OF, AgentCaller, Caller, OperatorCaller, Right, Selector, Target
-from broker.revocation import Covered, covered, kill_receipt
+from broker.revocation import Covered, kill_receipt
 from broker.rules import Rules, RulesInForce
 from broker.service.callers import need
 from broker.wire import Match
 
 _TRY_AGAIN = 8
 _MAX_REASON = 500
+_COUNT_WITHIN_S = 0.005
+"""How long the answer to a kill waits for the count of what it ended; the receipt has it a moment later."""
+_REMEMBERED = 1_000
 
 
 class Provisional(Protocol):
@@ -48,13 +53,17 @@ class KillSwitch:
         ledger: Ledger,
         writer: Writer,
         provisional: Provisional,
+        max_life_ms: int,
         now: Callable[[], int],
     ) -> None:
         self._rules = rules
         self._ledger = ledger
         self._writer = writer
         self._provisional = provisional
+        self._max_life_ms = max_life_ms
         self._now = now
+        self._counts: dict[str, asyncio.Task[None]] = {}
+        self._counted: dict[str, Covered] = {}
 
     async def kill(
         self, caller: Caller, selector: Selector, *, reason: str, hold: bool | None = None
@@ -64,7 +73,7 @@ class KillSwitch:
         When the ledger cannot be written the kill is provisional: in force in this broker and at its verifiers, with an
         answer that claims no more.
         """
-        command = self._command(caller, selector, reason, hold)
+        command = self._command(caller, selector, reason=reason, hold=hold)
         for _ in range(_TRY_AGAIN):
             try:
                 outcome = await self._writer.submit_priority(command)
@@ -72,24 +81,29 @@ class KillSwitch:
                 return self._provisional.put(command, tuple(self._matches(command)))
             match outcome:
                 case Killed():
+                    # Counting what it ended may take a while; whoever asked learns at once that it is done.
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(asyncio.shield(self._counting(outcome.id)), _COUNT_WITHIN_S)
                     return self.receipt(caller, outcome.id)
                 case KillRefused():
                     raise (Conflict if outcome.reason == "no_next_key" else NotFound)(outcome.sentence)
                 case Stale():
                     await self._rules.catch_up()
-                    command = self._command(caller, selector, reason, hold)
+                    command = self._command(caller, selector, reason=reason, hold=hold)
                 case _:
                     raise Unavailable("The kill could not be committed. Try again.", internal=repr(outcome))
         raise Unavailable("The rules keep changing under this kill. Try again.")
 
     def blast_radius(self, caller: Caller, selector: Selector, *, hold: bool | None = None) -> dict[str, Any]:
         """What this kill would end now, without doing it."""
-        command = self._command(caller, selector, "dry run", hold)
+        command = self._command(caller, selector, reason="dry run", hold=hold)
         rules = self._rules.current
         with self._ledger.read() as r:
-            matches = self._matches(command)
-            held = _covered(r, matches)
-            open_tasks = views.open_tasks_by_agent(r)
+            found = command.covers(r)
+            if isinstance(found, KillRefused):
+                raise NotFound(found.sentence)
+            matches, tasks = found
+            held = Covered(tuple(views.live_counts(r, matches)))
             standing = views.holds(r)
             connected = [
                 each
@@ -101,7 +115,7 @@ class KillSwitch:
             "dry_run": True,
             "target": selector.target.value,
             "value": selector.value,
-            "would_end": {**held.to_json(), "tasks": sum(open_tasks.get(agent, 0) for agent in agents)},
+            "would_end": {**held.to_json(), "tasks": len(tasks)},
             "would_hold": command.hold,
             "holds_standing": [
                 row.id for row in standing if (row.target, row.value) == (selector.target, selector.value)
@@ -202,21 +216,43 @@ class KillSwitch:
             if row is None:
                 raise NotFound(f"There is no kill {kill_id[:80]}.")
             matches = views.kill_matches(r, row.seq)
-            ended = _covered(r, matches, at_kill=row)
             hold = views.hold(r, row.hold) if row.hold else None
             standing = {each.id for each in views.holds(r)}
             return kill_receipt(
                 row,
                 matches=matches,
-                ended=ended,
+                ended=self._counted.get(row.id),
                 expected=views.expected(r, row.seq),
+                max_life_ms=self._max_life_ms,
                 now=max(r.head().time, self._now()),
                 resumed=hold is not None and hold.id not in standing,
             )
 
+    async def counted(self, kill_id: str) -> None:
+        """Wait until what a kill ended is counted, so that its receipt can be complete."""
+        await asyncio.shield(self._counting(kill_id))
+
+    def _counting(self, kill_id: str) -> "asyncio.Task[None]":
+        """The count of what a kill ended, begun once: it is of one position and never changes."""
+        task = self._counts.get(kill_id)
+        if task is None:
+            task = self._counts[kill_id] = asyncio.create_task(asyncio.to_thread(self._count, kill_id))
+            if len(self._counts) > _REMEMBERED:
+                oldest = next(iter(self._counts))
+                del self._counts[oldest]
+                self._counted.pop(oldest, None)
+        return task
+
+    def _count(self, kill_id: str) -> None:
+        with self._ledger.read() as r:
+            row = views.kill(r, kill_id)
+            if row is not None:
+                matches = views.kill_matches(r, row.seq)
+                self._counted[kill_id] = Covered(tuple(views.live_counts(r, matches, at_kill=row)))
+
     # --- How a selector becomes a command -----------------------------------------------------------------------------
 
-    def _command(self, caller: Caller, selector: Selector, reason: str, hold: bool | None) -> Kill:
+    def _command(self, caller: Caller, selector: Selector, *, reason: str, hold: bool | None) -> Kill:
         rules = self._rules.current
         agents, audience = self._expand(rules, selector)
         operator = need(caller, Right.KILL, owners=self._owners(selector))
@@ -299,12 +335,6 @@ def need_read(caller: Caller) -> None:
     """Standing holds and kills are for operators of any scope: who is stopped is no secret among them."""
     if not isinstance(caller, OperatorCaller):
         raise NotFound("There is nothing here for you.")
-
-
-def _covered(r: Reader, matches: Sequence[tuple[Match, str]], *, at_kill: views.KillRow | None = None) -> Covered:
-    before = views.kill_map(r, before=at_kill)
-    grant_prefix = make_id("grt", r.head().epoch, 0)[:-1]
-    return covered(views.unexpired(r, at_kill=at_kill), matches, before=before, grant_prefix=grant_prefix)
 
 
 def _reach(rules: Rules, agent_id: str) -> dict[str, Any]:

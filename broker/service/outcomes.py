@@ -48,12 +48,15 @@ def approval_needed(pending: Pending, gates: Sequence[policies.Gate], verdict: V
     """A human must decide first. The text carries id and approvers, because many clients show nothing else."""
     approvers = sorted({gate.approvers for gate in gates})
     reasons = " ".join(gate.reason for gate in gates if gate.reason)
-    error = AccessDenied(
+    return AccessDenied(
         f"Approval {pending.approval_id} needed from {', '.join(approvers)}. {reasons}".strip(),
         outcome="approval",
         policies=list(verdict.policies) if verdict else [],
-        approval={"id": pending.approval_id, "approvers": approvers, "link": f"/v1/approvals/{pending.approval_id}"},
-        next="Recorded as pending. This release cannot decide on approvals yet, so the request stays pending until it expires.",
+        approval={
+            "id": pending.approval_id,
+            "approvers": approvers,
+            "link": f"/v1/approvals/{pending.approval_id}",
+        },
+        next="Recorded as pending. Deciding on approvals comes with a later release; until then it only expires.",
         decision_id=pending.decision_id,
     )
-    return error

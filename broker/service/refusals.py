@@ -1,4 +1,4 @@
-"""Refusals before authentication: counted per reason and interval, so that junk cannot fill the disk that kills need."""
+"""Refusals before authentication, counted per reason and interval: junk must not fill the disk that kills need."""
 
 from collections import Counter
 from collections.abc import Callable

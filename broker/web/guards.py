@@ -23,7 +23,9 @@ ANY = frozenset({AGENT, VERIFIER, OPERATOR})
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """The kinds of callers a route is for; None: anonymous. `spends`: its handler spends the proof in its own commit."""
+    """The kinds of callers a route is for; None: anonymous. With `spends` its handler spends the proof itself, in its
+    own commit.
+    """
 
     kinds: frozenset[str] | None
     spends: bool = False
@@ -119,7 +121,7 @@ def check_guards(routes: Iterable[BaseRoute]) -> None:
             check_guards(included.routes)
             continue
         if not isinstance(route, Route):
-            raise RuntimeError(f"{route!r} is not a plain route, so no guard can stand before it")
+            raise RuntimeError(f"{route!r} is no plain route, so no guard can stand before it")  # noqa: TRY004
         for method in (route.methods or set()) - {"HEAD"}:
             if (method, route.path) not in GUARDS:
                 raise RuntimeError(f"{method} {route.path} has no guard")

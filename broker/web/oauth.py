@@ -3,6 +3,7 @@
 The token route is the hot one: plain ASGI, no form parser, no dependency injection, no response model.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -39,6 +40,7 @@ class TokenEndpoint:
         self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one token request."""
         try:
             content_type, body = await _read(scope, receive, self._max_body)
             answer = await self._broker.issuance.issue(read_token_request(parse_form(content_type, body)))
@@ -148,10 +150,8 @@ async def revoke(request: Request) -> Response:
             raise NotAuthenticated("Only the agent that holds a token revokes it here; operators use /v1/kills.")
         grant = broker.evidence.grant_of(token)
         if grant is not None:
-            try:
+            with suppress(NotFound):  # another client's token does not exist for this one
                 await broker.kill_switch.revoke_own(caller, Selector(Target.GRANT, grant))
-            except NotFound:
-                pass  # another client's token does not exist for this one
         return Response(status_code=200, headers={"cache-control": "no-store"})
     except TaskpassError as error:
         return oauth_error(error)

@@ -91,7 +91,7 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
             "422": "Invalid",
         }.items():
             responses[status] = {"description": text, **error}
-    if path == "/oauth2/introspect" or path == "/oauth2/revoke":
+    if path in {"/oauth2/introspect", "/oauth2/revoke"}:
         operation["requestBody"] = _form(
             {
                 "token": {"type": "string"},

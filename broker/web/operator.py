@@ -1,5 +1,6 @@
 """Operators' routes: the kill switch and its receipts, reload, keys."""
 
+import asyncio
 from typing import Literal
 
 from fastapi import APIRouter, Query, Request
@@ -52,13 +53,13 @@ def _broker(request: Request) -> Broker:
 @router.get("/v1/agents")
 async def list_agents(request: Request, caller: CallerOf) -> Response:
     """The registered agents: owner, state, what they hold now."""
-    return listing(_broker(request).evidence.agents(caller))
+    return listing(await asyncio.to_thread(_broker(request).evidence.agents, caller))
 
 
 @router.get("/v1/agents/{agent_id}")
 async def get_agent(request: Request, caller: CallerOf, agent_id: str) -> Response:
     """One agent."""
-    return json_answer(_broker(request).evidence.agent(caller, agent_id))
+    return json_answer(await asyncio.to_thread(_broker(request).evidence.agent, caller, agent_id))
 
 
 @router.post("/v1/agents/{agent_id}/pause", status_code=201, openapi_extra=takes(PauseBody))
@@ -77,7 +78,7 @@ async def resume(request: Request, caller: CallerOf, agent_id: str) -> Response:
 
 @router.post("/v1/kills", status_code=201, openapi_extra=takes(KillBody))
 async def kill(request: Request, caller: CallerOf) -> Response:
-    """End credentials: of an agent, task, grant, resource, owner, signing key, or all. A dry run shows what would end."""
+    """End credentials: of an agent, task, grant, resource, owner, signing key, or all. A dry run shows what would."""
     body = await read_json(request, KillBody)
     try:
         target = Target(body.target)
@@ -93,7 +94,7 @@ async def _kill(
 ) -> Response:
     switch = _broker(request).kill_switch
     if dry_run:
-        return json_answer(switch.blast_radius(caller, selector, hold=hold))
+        return json_answer(await asyncio.to_thread(switch.blast_radius, caller, selector, hold=hold))
     receipt = await switch.kill(caller, selector, reason=reason, hold=hold)
     return json_answer(receipt, 201 if receipt["durable"] else 202)
 
@@ -111,11 +112,11 @@ async def kill_receipt(
     """The receipt as it stands; with `wait_ms`, once it is complete or that time has passed."""
     feed: Feed = request.app.state.feed
     switch = _broker(request).kill_switch
-    receipt = switch.receipt(caller, kill_id)
-    if wait_ms and not receipt["complete"]:
+    if switch.receipt(caller, kill_id)["durable"]:
+        await switch.counted(kill_id)
+    if wait_ms:
         await feed.until(lambda: switch.receipt(caller, kill_id)["complete"], timeout_ms=wait_ms)
-        receipt = switch.receipt(caller, kill_id)
-    return json_answer(receipt)
+    return json_answer(switch.receipt(caller, kill_id))
 
 
 @router.get("/v1/holds")

@@ -77,8 +77,8 @@ class ProvisionalKills:
             "reason": kill.reason,
             "issuance": {"stopped": True, "stopped_at": None, "hold": None, "where": "this broker"},
             "spooled": waiting.slot is not None,
-            "sentence": "In force here, not yet durable: the ledger cannot be written. Verifiers connected to this broker "
-            "refuse every match; other brokers on this ledger, if any, have not been reached.",
+            "sentence": "In force here, not yet durable: the ledger cannot be written. Verifiers connected here refuse "
+            "every match; other brokers on this ledger, if any, have not been reached.",
         }
 
     def became(self, provisional_id: str) -> str | None:

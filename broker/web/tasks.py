@@ -1,5 +1,6 @@
 """Tasks, sessions, and what a caller may know of itself."""
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Query, Request
@@ -60,7 +61,7 @@ async def open_session(request: Request, caller: CallerOf) -> Response:
 @router.get("/v1/whoami")
 async def whoami(request: Request, caller: CallerOf) -> Response:
     """Who the broker takes the caller for, and what stands."""
-    return json_answer(_broker(request).evidence.whoami(caller))
+    return json_answer(await asyncio.to_thread(_broker(request).evidence.whoami, caller))
 
 
 @router.post("/v1/tasks", status_code=201, openapi_extra=takes(OpenTaskBody))

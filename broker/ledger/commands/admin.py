@@ -1,4 +1,4 @@
-"""The broker's own events: what it loaded, its keys, its sessions and verifier instances, and the junk it turned away."""
+"""The broker's own events: what it loaded, its keys, sessions and verifier instances, and the junk it turned away."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -237,7 +237,7 @@ class RegisterInstance:
     session_ttl_ms: int = 900_000
 
     def apply(self, tx: Tx) -> "SessionOpened | None":
-        """The session for its acknowledgements; None when the proof was spent before, or the id is another verifier's."""
+        """The session for its acknowledgements; None when the proof was spent, or the id is another verifier's."""
         known = tx.execute(
             "SELECT verifier, mode, bound_ms FROM instances WHERE instance = ?", (self.instance,)
         ).fetchone()
@@ -259,9 +259,11 @@ class RegisterInstance:
         }
         seq = tx.append("verifier.registered", body)
         tx.execute(
-            "INSERT INTO instances (instance, verifier, audiences, mode, bound_ms, leeway_ms, registered_seq, last_contact, position)"
+            "INSERT INTO instances"
+            " (instance, verifier, audiences, mode, bound_ms, leeway_ms, registered_seq, last_contact, position)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (instance) DO UPDATE SET audiences = excluded.audiences,"
-            " mode = excluded.mode, bound_ms = excluded.bound_ms, leeway_ms = excluded.leeway_ms, last_contact = excluded.last_contact",
+            " mode = excluded.mode, bound_ms = excluded.bound_ms, leeway_ms = excluded.leeway_ms,"
+            " last_contact = excluded.last_contact",
             (
                 self.instance,
                 self.verifier,
@@ -293,7 +295,7 @@ class TouchInstances:
 
 @dataclass(frozen=True, slots=True)
 class CountRefusals:
-    """Refusals before authentication, aggregated per reason and interval: junk must not fill the disk that kills need."""
+    """Refusals before authentication, counted per reason and interval."""
 
     counts: Mapping[str, int]
     since: int

@@ -128,7 +128,7 @@ class Issue:
         if asked.task is not None:
             (deadline,) = tx.execute("SELECT deadline FROM tasks WHERE id = ?", (asked.task,)).fetchone()
             expires = min(expires, deadline)
-        # Whole seconds on the wire: iat rounds down, so that it is never in the future; so does exp, never outliving a cap.
+        # Whole seconds on the wire: iat rounds down, never into the future; so does exp, never outliving a cap.
         iat, exp = tx.now // 1000, expires // 1000
         if exp <= iat:
             return refuse(tx, asked, "too_short", "Less than a second of life is left under this task or identity.")
@@ -218,8 +218,8 @@ class Pend:
         _tell_task(tx, asked.task, seq)
         if known is None:
             tx.execute(
-                "INSERT INTO approvals (id, digest, agent, task, state, requested_seq, requested, expires, request, gates)"
-                " VALUES (?, ?, ?, ?, 'pending', ?, ?, ?, ?, ?)",
+                "INSERT INTO approvals (id, digest, agent, task, state, requested_seq, requested, expires, request,"
+                " gates) VALUES (?, ?, ?, ?, 'pending', ?, ?, ?, ?, ?)",
                 (
                     approval_id,
                     self.digest,

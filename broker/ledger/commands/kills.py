@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from broker.ledger import Tx, make_id, parse_id
+from broker.ledger import Reader, Tx, make_id, parse_id
 from broker.ledger.commands.admin import activate
 from broker.ledger.commands.guards import Stale, forget_holds
 from broker.ledger.commands.tasks import close_rows, descendants
 from broker.model import Selector, Target, TaskState
 from broker.wire import Match
+
+Covers = tuple[tuple[tuple[Match, str], ...], list[str]]
+"""What a kill compares with tokens, and the open tasks that it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,8 @@ class KillRefused:
 class Kill:
     """End every credential that matches, and with `hold` stop issuance for it too.
 
-    `agents` are the agents that the selector stands for (one for an agent, all of an owner's), `audience` the resource's;
-    both are read from the registry `registry_hash`, so that a reload in between makes this stale, not wrong.
+    `agents` are the agents that the selector stands for (one for an agent, all of an owner's), `audience` the
+    resource's; both are read from the registry `registry_hash`, so that a reload in between makes this stale.
     """
 
     selector: Selector
@@ -57,10 +60,12 @@ class Kill:
     def apply(self, tx: Tx) -> Killed | KillRefused | Stale:
         if tx.head.registry_hash != self.registry_hash:
             return Stale(tx.head.registry_hash, tx.head.policy_hash)
-        found = self._matches(tx)
+        found = self.covers(tx)
         if isinstance(found, KillRefused):
             return found
         matches, tasks = found
+        if self.selector.target is Target.KEY and not self._replace_key(tx):
+            return KillRefused("no_next_key", "No next key is published to take over; rotate once, then kill this one.")
         seq = tx.next_seq()
         kill_id = make_id("kil", tx.epoch, seq)
         hold = make_id("hld", tx.epoch, seq) if self.hold else None
@@ -77,14 +82,15 @@ class Kill:
             body["hold"] = hold
         tx.append("killed", body)
         close_rows(tx, tasks, TaskState.KILLED, seq, self.reason)
-        self._project(tx, seq, kill_id, hold, matches, len(tasks))
+        killed = Killed(kill_id, seq, tx.now, hold, len(tasks), matches)
+        self._project(tx, killed)
         if self.alarm:
             sentence = f"Break-glass key {self.actor} was used: {self.reason}"
             tx.append("alarm", {"alarm": "break_glass", "sentence": sentence, "actor": self.actor, "subject": kill_id})
-        return Killed(kill_id, seq, tx.now, hold, len(tasks), matches)
+        return killed
 
-    def _matches(self, tx: Tx) -> tuple[tuple[tuple[Match, str], ...], list[str]] | KillRefused:
-        """What the kill compares with tokens, and the open tasks it ends."""
+    def covers(self, tx: Tx | Reader) -> Covers | KillRefused:
+        """What the kill compares with tokens, and the open tasks it ends. Only reads: a dry run asks the same."""
         target, value = self.selector.target, self.selector.value
         if target is Target.ALL:
             rows = tx.execute("SELECT id FROM tasks WHERE state = 'active'").fetchall()
@@ -93,13 +99,13 @@ class Kill:
             assert self.audience is not None
             return ((Match.RESOURCE, self.audience),), []
         if target is Target.KEY:
-            return self._kill_key(tx, value)
+            return self._key(tx, value)
         if target is Target.GRANT:
-            return self._kill_grant(tx, value)
+            return self._grant(tx, value)
         if target is Target.TASK:
             row = tx.execute("SELECT state FROM tasks WHERE id = ?", (value,)).fetchone()
             if row is None:
-                return self._kill_implicit_task(tx, value)
+                return self._implicit_task(tx, value)
             family = [value, *descendants(tx, [value])]
             return tuple((Match.TASK, task) for task in family), family if row[0] == TaskState.ACTIVE else []
         own: list[str] = []
@@ -111,7 +117,7 @@ class Kill:
         matches = (*((Match.AGENT, agent) for agent in self.agents), *((Match.TASK, task) for task in below))
         return matches, [*own, *below]
 
-    def _kill_grant(self, tx: Tx, jti: str) -> tuple[tuple[tuple[Match, str], ...], list[str]] | KillRefused:
+    def _grant(self, tx: Tx | Reader, jti: str) -> Covers | KillRefused:
         missing = KillRefused("grant_not_found", f"There is no grant {jti}.")
         seq = seq_of(tx, jti, "grt")
         if seq is None:
@@ -121,7 +127,7 @@ class Kill:
             return missing
         return ((Match.GRANT, jti),), []
 
-    def _kill_implicit_task(self, tx: Tx, task: str) -> tuple[tuple[tuple[Match, str], ...], list[str]] | KillRefused:
+    def _implicit_task(self, tx: Tx | Reader, task: str) -> Covers | KillRefused:
         seq = seq_of(tx, task, "tsk")
         known = (
             seq is not None and tx.execute("SELECT 1 FROM grants WHERE seq = ? AND task = ?", (seq, task)).fetchone()
@@ -130,33 +136,36 @@ class Kill:
             return KillRefused("task_not_found", f"There is no task {task}.")
         return ((Match.TASK, task),), []
 
-    def _kill_key(self, tx: Tx, kid: str) -> tuple[tuple[tuple[Match, str], ...], list[str]] | KillRefused:
-        row = tx.execute("SELECT state FROM keys WHERE kid = ? AND purpose = 'token'", (kid,)).fetchone()
-        if row is None:
+    def _key(self, tx: Tx | Reader, kid: str) -> Covers | KillRefused:
+        if tx.execute("SELECT 1 FROM keys WHERE kid = ? AND purpose = 'token'", (kid,)).fetchone() is None:
             return KillRefused("key_not_found", f"There is no token signing key {kid}.")
-        if row[0] == "active":
-            spare = tx.execute("SELECT kid FROM keys WHERE purpose = 'token' AND state = 'next'").fetchone()
-            if spare is None:
-                return KillRefused(
-                    "no_next_key", "No next key is published to take over; rotate once, then kill this one."
-                )
-            activate(tx, spare[0], "token", self.actor, "the active key was killed")
-        tx.execute("UPDATE keys SET state = 'killed', retired = ? WHERE kid = ?", (tx.now, kid))
         return ((Match.KEY, kid),), []
 
-    def _project(
-        self, tx: Tx, seq: int, kill_id: str, hold: str | None, matches: Sequence[tuple[Match, str]], tasks: int
-    ) -> None:
+    def _replace_key(self, tx: Tx) -> bool:
+        """Take the key out of use; if it was the active one, the published next key takes over. False without one."""
+        kid = self.selector.value
+        states = dict(tx.execute("SELECT state, kid FROM keys WHERE purpose = 'token'").fetchall())
+        if states.get("active") == kid:
+            if "next" not in states:
+                return False
+            activate(tx, states["next"], "token", self.actor, "the active key was killed")
+        tx.execute("UPDATE keys SET state = 'killed', retired = ? WHERE kid = ?", (tx.now, kid))
+        return True
+
+    def _project(self, tx: Tx, killed: Killed) -> None:
+        seq, hold = killed.seq, killed.hold
         target, value = self.selector.target.value, self.selector.value
         tx.execute(
-            "INSERT INTO kills (seq, id, target, value, at, actor, reason, hold, tasks, floor) VALUES (?,?,?,?,?,?,?,?,?,?)",
-            (seq, kill_id, target, value, tx.now, self.actor, self.reason, hold, tasks, tx.head.floor),
+            "INSERT INTO kills (seq, id, target, value, at, actor, reason, hold, tasks, floor)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (seq, killed.id, target, value, tx.now, self.actor, self.reason, hold, killed.tasks, tx.head.floor),
         )
-        for kind, match_value in matches:
+        for kind, match_value in killed.matches:
             tx.execute("INSERT INTO kill_matches (seq, kind, value) VALUES (?, ?, ?)", (seq, kind.value, match_value))
         tx.execute(
             "INSERT INTO kill_expected (seq, instance, verifier, mode, bound_ms, leeway_ms)"
-            " SELECT ?, instance, verifier, mode, bound_ms, leeway_ms FROM instances WHERE last_contact + bound_ms >= ?",
+            " SELECT ?, instance, verifier, mode, bound_ms, leeway_ms FROM instances"
+            " WHERE last_contact + bound_ms >= ?",
             (seq, tx.now),
         )
         if hold is not None:
@@ -220,7 +229,8 @@ class Acknowledge:
         new = []
         for ack in self.acks:
             cursor = tx.execute(
-                "UPDATE kill_expected SET acked_ms = ?, acked_seq = ? WHERE seq = ? AND instance = ? AND acked_ms IS NULL",
+                "UPDATE kill_expected SET acked_ms = ?, acked_seq = ?"
+                " WHERE seq = ? AND instance = ? AND acked_ms IS NULL",
                 (round(ack.ms), seq, ack.kill_seq, ack.instance),
             )
             if cursor.rowcount == 1:
@@ -232,10 +242,11 @@ class Acknowledge:
         return len(new)
 
 
-def seq_of(tx: Tx, text: str, kind: str) -> int | None:
+def seq_of(tx: Tx | Reader, text: str, kind: str) -> int | None:
     """The position in an id of this kind and this epoch; None for anything else."""
     try:
         parsed = parse_id(text)
     except ValueError:
         return None
-    return parsed.seq if parsed.kind == kind and parsed.epoch == tx.epoch else None
+    (epoch,) = tx.execute("SELECT epoch FROM head").fetchone()
+    return parsed.seq if (parsed.kind, parsed.epoch) == (kind, epoch) else None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from broker.ledger import Tx, make_id
+from broker.ledger import Reader, Tx, make_id
 from broker.ledger.commands.guards import holding, mark_of, spend, task_problem
 from broker.ledger.commands.texts import keep_text
 from broker.model import AgentCaller, Selector, Target, TaskState
@@ -175,7 +175,7 @@ class ExpireTasks:
         return over
 
 
-def descendants(tx: Tx, roots: Sequence[str]) -> list[str]:
+def descendants(tx: Tx | Reader, roots: Sequence[str]) -> list[str]:
     """The active tasks below `roots`, at any depth, `roots` not included."""
     found: list[str] = []
     frontier = list(roots)
@@ -211,7 +211,8 @@ def finish(tx: Tx, task: str, agent: str, state: TaskState, reason: str) -> Task
     close_rows(tx, family, state, seq, reason)
     if live:
         tx.execute(
-            "INSERT INTO kills (seq, id, target, value, at, actor, reason, tasks, floor) VALUES (?, ?, 'task', ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO kills (seq, id, target, value, at, actor, reason, tasks, floor)"
+            " VALUES (?, ?, 'task', ?, ?, ?, ?, ?, ?)",
             (seq, make_id("end", tx.epoch, seq), task, tx.now, agent, reason, len(family), tx.head.floor),
         )
         for member in family:
