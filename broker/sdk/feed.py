@@ -165,15 +165,12 @@ class Follower:
         try:
             async for event in httpx2.EventSource(stream, max_event_size=MAX_EVENT):
                 body = _object(event.data)
-                then = self._view.apply(event.event, body)
-                self._connected = True
-                if event.event == "hello":
-                    if acknowledging is not None:
-                        raise FeedBroken("a second hello")
+                self._obey(self._view.apply(event.event, body), due)
+                if event.event == "hello":  # the view takes one per connection
+                    self._connected = True
                     token = str(body.get("session_token"))
                     acknowledging = asyncio.create_task(self._acknowledge(ack_url, token, due))
-                self._obey(then, due)
-                if event.event == "heartbeat":
+                elif event.event == "heartbeat":
                     self.heard.set()
                 if acknowledging is not None and acknowledging.done():
                     raise FeedBroken("acknowledgements are no longer accepted")

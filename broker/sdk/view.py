@@ -105,8 +105,8 @@ class RevocationView:
         """Put one event in force and say what that asks for. Unknown events are ignored. Raises FeedBroken."""
         if event not in _EVENTS:
             return Then.NOTHING
-        if event != "hello" and not self._greeted:
-            raise FeedBroken(f"{event} before hello")
+        if (event == "hello") == self._greeted:
+            raise FeedBroken("a second hello" if self._greeted else f"{event} before hello")
         if event not in {"hello", "snapshot"} and self._expects_snapshot:
             raise FeedBroken(f"{event} before the snapshot")
         try:

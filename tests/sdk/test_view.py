@@ -270,6 +270,7 @@ BROKEN = {
     "heartbeat before hello": [("heartbeat", {})],
     "kill before snapshot": [("hello", {"epoch": "00000001"}), ("kill", KILL)],
     "heartbeat before snapshot": [("hello", {"epoch": "00000001"}), ("heartbeat", {})],
+    "a second hello": [("hello", {"epoch": "00000001"}), ("hello", {"epoch": "00000002"})],
     "hello without epoch": [("hello", {})],
     "hello with an odd epoch": [("hello", {"epoch": 7})],
     "snapshot of another epoch": [("hello", {"epoch": "00000002"}), ("snapshot", SNAPSHOT)],
