@@ -39,11 +39,13 @@ class Api:
         return cls(context, base=control_url(context), identity=identity)
 
     @classmethod
-    def of_anyone(cls, context: Context) -> "Api":
-        """For what both may see: the workload if one is configured, else the operator."""
+    def of_anyone(cls, context: Context, *, at_control: bool = False) -> "Api":
+        """For what both may see: the workload if one is configured, else the operator. Some of it the control process
+        alone can answer.
+        """
         if context.settings.session or context.identity() is None:
             return cls.of_operator(context)
-        return cls.of_workload(context)
+        return cls.of_key(context, context.workload()) if at_control else cls.of_workload(context)
 
     def open_session(self) -> None:
         """Prove the identity once for all calls that follow."""

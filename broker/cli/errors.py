@@ -118,7 +118,7 @@ def _lines(error: Failure) -> list[str]:
     members = error.members
     word = {NEVER: "never", PENDING: "pending"}.get(error.exit_code, "error")
     head = click.style(f"{word}:", fg="yellow" if error.exit_code == PENDING else "red", bold=True)
-    lines = [f"{head} {clean(error.message)}"]
+    lines = [f"{head} {clean(error.message.removeprefix('Never: '))}"]
     lines += [f"  - {clean(problem)}" for problem in members.get("problems", ())]
     approval = members.get("approval") or {}
     facts = {

@@ -1,5 +1,6 @@
 """`taskpass ledger`: read it, keep its checkpoints, prove an event, verify a copy."""
 
+from base64 import b64encode, urlsafe_b64decode
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,7 @@ def _about(row: Mapping[str, Any]) -> str:
 @ledger.command()
 def checkpoint() -> None:
     """Print a signed checkpoint of the tree as it stands (C2SP signed note). Keep it somewhere else."""
-    note = Api.of_anyone(Context.current()).text("/v1/ledger/checkpoint")
+    note = Api.of_anyone(Context.current(), at_control=True).text("/v1/ledger/checkpoint")
     origin, size, root = note.split("\n")[:3]
     body = {"origin": origin, "size": int(size), "root": root, "note": note}
     Output.current().one(body, human=lambda: note.rstrip("\n"), name=lambda: size)
@@ -185,7 +186,7 @@ def _audited(body: Mapping[str, Any], path: Path) -> str:
         [
             ("ledger", f"{body['origin']}, epoch {body['epoch']}"),
             ("events", f"{body['size']}, the last at {moment(body['time'])}"),
-            ("root", body["root"]),
+            ("root", b64encode(bytes.fromhex(body["root"])).decode() if body["root"] else None),
             (
                 "checkpoints",
                 f"{body['checkpoints']} stored ones fit"
@@ -227,8 +228,6 @@ def _keys_given(texts: tuple[str, ...]) -> "tuple[list[VerifierKey], str] | None
 
 def _published_keys(api: Api) -> "tuple[list[VerifierKey], str]":
     """The keys that the ledger's own events publish: enough to find changes, not to find a forger of everything."""
-    from base64 import urlsafe_b64decode
-
     from broker.ledger.checkpoint import VerifierKey
 
     keys: list[VerifierKey] = []

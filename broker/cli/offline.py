@@ -44,17 +44,24 @@ def check(directory: Path) -> int:
 
     loaded = load_registry(directory)
     blocked = [str(problem) for problem in loaded.problems(int(time.time() * 1000))]
-    counts = {
-        kind: len(getattr(loaded, kind))
-        for kind in ("agents", "resources", "owners", "operators", "verifiers", "trust")
-    }
+    counts = {kind: len(getattr(loaded, kind)) for kind in _SINGULAR}
     body = {"directory": str(directory), "hash": loaded.hash, **counts, "blocked_agents": blocked}
     Output.current().one(body, human=lambda: _checked(counts, loaded.hash, blocked), name=lambda: loaded.hash)
     return FAILED if blocked else DONE
 
 
+_SINGULAR = {
+    "agents": "agent",
+    "resources": "resource",
+    "owners": "owner",
+    "operators": "operator",
+    "verifiers": "verifier",
+    "trust": "trust row",
+}
+
+
 def _checked(counts: Mapping[str, int], digest: str, blocked: Sequence[str]) -> str:
-    told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    told = ", ".join(plural(count, _SINGULAR[kind]) for kind, count in counts.items())
     lines = [f"{'The registry loads' if blocked else 'The registry is sound'}: {told}", f"hash {digest}"]
     return "\n".join([*lines, *(f"blocked: {clean(problem)}" for problem in blocked)])
 

@@ -63,7 +63,7 @@ def explanation(body: Body) -> str:
 
 def _event(event: Body) -> list[str]:
     """An event: a headline, and the facts that it has."""
-    name = str(event.get("decision_id") or event.get("task") or "")
+    name = str(event.get("decision_id") or event.get("kill") or event.get("task") or "")
     kind = str(event["type"])
     lines = [f"{clock(event['at'])}  position {event['position']}  {kind}  {clean(name)}"]
     known: list[tuple[str, object]] = [

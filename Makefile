@@ -1,0 +1,46 @@
+# Needs Python 3.11 or later (with venv and pip) and make; nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
+CODE := broker issuers policies demo bench tests
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench lock clean
+
+help:  ## Show what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/runtime  ## Set everything up and show the main job, on this machine alone, in under a minute
+	@$(BIN)/python demo/run.py
+
+test: lint  ## Set everything up, check the code, and run all tests
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term
+
+lint: .venv/dev  ## Check style, types and who imports whom
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/dev  ## Measure tokens per second, their latency, and the time from a kill to the last refusal
+	@$(BIN)/python -m bench
+
+lock: .venv/dev  ## Pin the newest dependencies that pyproject.toml allows
+	$(PIP) install uv
+	$(BIN)/uv pip compile $(LOCKED) pyproject.toml requirements/build.in --output-file requirements/runtime.txt
+	$(BIN)/uv pip compile $(LOCKED) --group dev pyproject.toml requirements/build.in --output-file requirements/dev.txt
+LOCKED := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+
+clean:  ## Remove everything that was made here
+	rm -rf .venv .mypy_cache .ruff_cache .hypothesis .schemathesis .coverage .coverage.* htmlcov dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What is installed is exactly what the lock files pin; the project itself is linked, not copied.
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.x ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+
+.venv/runtime .venv/dev: .venv/%: requirements/%.txt pyproject.toml | .venv/bin/python
+	$(PIP) install --require-hashes -r $<
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
