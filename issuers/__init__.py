@@ -28,7 +28,8 @@ class Order:
     agent: str
     task: str
     audience: str
-    actions: tuple[str, ...]
+    actions: tuple[str, ...]  # granted outright
+    limited: tuple[str, ...]  # granted with exactly these parameters
     parameters: Mapping[str, Any]
     iat: int
     exp: int

@@ -24,7 +24,8 @@ class AccessTokenIssuer:
 
     def issue(self, order: Order) -> str:
         """Sign the order's claims. Raises ValueError when the order itself is inconsistent."""
-        if not order.jti or not order.audience or not order.actions or order.exp <= order.iat:
+        granted = order.actions or order.limited
+        if not order.jti or not order.audience or not granted or order.exp <= order.iat:
             raise ValueError(f"order at position {order.seq} is not one credential")
         return self._sign(order.kid, TYP, self.claims(order))
 
@@ -38,18 +39,24 @@ class AccessTokenIssuer:
             "iat": order.iat,
             "exp": order.exp,
             "jti": order.jti,
-            "scope": " ".join(order.actions),
             "task": order.task,
             "seq": order.seq,
         }
-        if order.parameters:
+        # A service that looks at `scope` alone must not take a limited action for an unlimited one.
+        if order.actions:
+            claims["scope"] = " ".join(order.actions)
+        if order.limited:
             claims["authorization_details"] = details(order)
         return claims
 
 
 def details(order: Order) -> list[dict[str, Any]]:
-    """What was granted, as RFC 9396 `authorization_details`: the answer repeats it and the token carries it."""
-    granted: dict[str, Any] = {"type": DETAILS_TYPE, "actions": list(order.actions), "locations": [order.audience]}
-    if order.parameters:
-        granted["parameters"] = dict(order.parameters)
-    return [granted]
+    """What was granted within limits, as RFC 9396 `authorization_details`: answer and token carry the same."""
+    return [
+        {
+            "type": DETAILS_TYPE,
+            "actions": list(order.limited),
+            "locations": [order.audience],
+            "parameters": dict(order.parameters),
+        }
+    ]

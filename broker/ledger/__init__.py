@@ -152,7 +152,7 @@ class LedgerUnavailable(Unavailable):
 
 
 class LedgerStopped(LedgerUnavailable):
-    """This process must not use its ledger any more. Every later call raises it again: stop and look."""
+    """This process must not use its ledger any more: stop and look."""
 
 
 class LedgerCorrupt(LedgerStopped):

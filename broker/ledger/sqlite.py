@@ -10,7 +10,7 @@ Everything specific to SQLite is in the `sqlite*` modules and the migrations.
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from broker.ledger.sqlite_file import (
     create_file,
     identity,
     is_damage,
+    is_store_fault,
     migrate,
     set_up,
     sync_directory,
@@ -44,6 +45,8 @@ from broker.ledger.sqlite_tx import Poisoned, SqliteTx, Stored, apply_all, inser
 from broker.ledger.turns import Turns, TurnTimeout
 
 FORMAT: Final = 1
+TURN_TIMEOUT_S: Final = 1.0
+"""Short, so that a kill behind a batch that waits in vain still hears within three seconds that it is not durable."""
 _IDLE_READERS: Final = 8
 
 
@@ -94,23 +97,23 @@ class SqliteLedger:
     def create(cls, path: Path, *, now: Now, origin: str) -> None:
         """Make a new ledger whose checkpoints will begin with `origin`. Raises LedgerNotOpened if the path is taken."""
         create_file(path)
-        connection = connect(path, writing=True)
         try:
-            set_up(connection)
-            connection.execute("BEGIN IMMEDIATE")
-            migrate(connection)
-            empty = Stored(Head(epoch=token_hex(4), size=0, time=0), b"")
-            insert_head(connection, empty)
-            tx = SqliteTx(connection, empty.head, now())
-            tx.append("ledger.created", {"epoch": tx.epoch, "format": FORMAT, "origin": origin})
-            store(connection, empty, tx)
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.close()
+            with closing(connect(path, writing=True)) as connection:
+                set_up(connection)
+                connection.execute("BEGIN IMMEDIATE")
+                migrate(connection)
+                empty = Stored(Head(epoch=token_hex(4), size=0, time=0), b"")
+                insert_head(connection, empty)
+                tx = SqliteTx(connection, empty.head, now())
+                tx.append("ledger.created", {"epoch": tx.epoch, "format": FORMAT, "origin": origin})
+                store(connection, empty, tx)
+                connection.execute("COMMIT")
+            sync_directory(path.parent)
+        except BaseException as error:
             path.unlink()
+            if isinstance(error, sqlite3.Error):
+                raise _opening_failed(error, path) from error
             raise
-        connection.close()
-        sync_directory(path.parent)
 
     @classmethod
     def open(
@@ -118,7 +121,7 @@ class SqliteLedger:
         path: Path,
         *,
         now: Now,
-        turn_timeout_s: float = 5.0,
+        turn_timeout_s: float = TURN_TIMEOUT_S,
         connection_type: type[sqlite3.Connection] = sqlite3.Connection,
     ) -> Self:
         """Open an existing ledger, bringing its schema up to date. Recomputes nothing: that is `verify`'s job.
@@ -128,21 +131,20 @@ class SqliteLedger:
         """
         if not path.is_file():
             raise LedgerNotOpened(f"There is no ledger at {path}.", next="Create one with `taskpass init`.")
-        turns = Turns(path, timeout_s=turn_timeout_s)
-        connection = None
-        try:
-            connection = connect(path, writing=True, connection_type=connection_type)
-            with turns.taken(priority=False):
-                bring_up_to_date(connection, path)
-            seen, origin = _look(connection)
-            return cls(path=path, now=now, connection=connection, turns=turns, seen=seen, origin=origin)
-        except BaseException as error:
-            turns.close()
-            if connection is not None:
-                connection.close()
-            if isinstance(error, sqlite3.Error | TurnTimeout):
+        with ExitStack() as stack:
+            try:
+                turns = stack.enter_context(closing(Turns(path, timeout_s=turn_timeout_s)))
+                connection = stack.enter_context(closing(connect(path, writing=True, connection_type=connection_type)))
+                with turns.taken(priority=False):
+                    bring_up_to_date(connection, path)
+                connection.execute("BEGIN")
+                seen, origin = _look(connection)
+                connection.execute("COMMIT")
+                ledger = cls(path=path, now=now, connection=connection, turns=turns, seen=seen, origin=origin)
+            except (sqlite3.Error, OSError, TurnTimeout) as error:
                 raise _opening_failed(error, path) from error
-            raise
+            stack.pop_all()  # from here on the ledger's `close` does it
+            return ledger
 
     @property
     def head(self) -> Head:
@@ -171,6 +173,7 @@ class SqliteLedger:
     def read(self) -> Iterator[_Reader]:
         """See `broker.ledger.Ledger.read`."""
         self._refuse_if_stopped()
+        self._refuse_if_replaced()
         since = self._seen  # before the snapshot is taken, or a commit between the two would look like a roll-back
         connection = None
         try:
@@ -181,13 +184,16 @@ class SqliteLedger:
             seen = self._compare(connection, since)
             yield _Reader(connection, seen.head)
             connection.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
+        except sqlite3.Error as error:
+            if not is_store_fault(error):
+                raise
             raise self._fault(error) from error
         finally:
             self._give_back(connection)
 
     def data_version(self) -> int:
         """See `broker.ledger.Ledger.data_version`."""
+        self._refuse_if_stopped()
         try:
             with self._sharing:
                 (version,) = self._watcher.execute("PRAGMA data_version").fetchone()
@@ -278,11 +284,15 @@ class SqliteLedger:
 
     def _refuse_if_stopped(self) -> None:
         if self._stopped is not None:
-            raise self._stopped
+            raise self._stopped.with_traceback(None)
 
     def _refuse_if_replaced(self) -> None:
-        """A file moved over ours leaves us writing to one that nobody else can see."""
-        if identity(self.path) != self._file:
+        """A file moved over ours leaves us with one that nobody else can see."""
+        try:
+            same = identity(self.path) == self._file
+        except OSError as error:
+            raise self._fault(error) from error
+        if not same:
             raise self._stop(LedgerShrunk("The ledger's file was replaced or removed under us."))
 
     def _stop(self, why: LedgerStopped) -> LedgerStopped:

@@ -8,10 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from broker.ledger import LedgerNotOpened
+from broker.ledger import LedgerNotOpened, LedgerUnavailable
 
 APPLICATION_ID: Final = 0x5461736B  # tells our files from other SQLite databases
-_BUSY_S: Final = 5.0
+_BUSY_S: Final = 0.4  # only strangers hold SQLite's own lock: we take turns before it
 
 # Primary result codes that say nothing about the statement, only about the store.
 _STORE_FAULTS: Final = frozenset(
@@ -150,7 +150,7 @@ def result_code(error: BaseException) -> int | None:
 
 def is_store_fault(error: BaseException) -> bool:
     """Whether the store failed, and not what was asked of it."""
-    return isinstance(error, OSError) or result_code(error) in _STORE_FAULTS
+    return isinstance(error, LedgerUnavailable) or result_code(error) in _STORE_FAULTS
 
 
 def is_damage(error: BaseException) -> bool:

@@ -6,7 +6,7 @@ from copy import copy
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from broker.ledger import Command, Cursor, Head, LedgerCorrupt
+from broker.ledger import Command, Cursor, Head, LedgerCorrupt, LedgerUnavailable
 from broker.ledger.events import encode
 from broker.ledger.merkle import TILE_WIDTH, Frontier, complete_root, leaf_hash, split
 from broker.ledger.sqlite_file import is_store_fault
@@ -57,15 +57,22 @@ class SqliteTx:
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
         """See `broker.ledger.Tx`."""
+        self._refuse_if_gone()
         return self._connection.execute(sql, params)
 
     def check(self) -> None:
-        """Refuse a head that no command may leave behind."""
+        """Refuse what no command may leave behind: a head of its own making, or no transaction."""
+        self._refuse_if_gone()
         head, before = self.head, self._before
         if (head.epoch, head.time, head.size) != (before.epoch, before.time, before.size + len(self.staged)):
             raise ValueError("a command changed the head's epoch, time or size")
         if head.guard_version < before.guard_version or head.floor < before.floor:
             raise ValueError("a command lowered the head's guard_version or floor")
+
+    def _refuse_if_gone(self) -> None:
+        """SQLite ends a transaction by itself on some faults; a command that swallowed one must not go on without."""
+        if not self._connection.in_transaction:
+            raise LedgerUnavailable("The ledger cannot be used now.", internal="the transaction is gone")
 
     def apply_alone(self, command: Command) -> Any:  # noqa: ANN401
         """Apply one command; if it raises, undo it and return what it raised."""

@@ -27,7 +27,7 @@ class TurnTimeout(Exception):
 class Turns:
     """This process's (and this object's) place in the queue. Not for use by two threads at once."""
 
-    def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
+    def __init__(self, path: Path, *, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._files = [_open(path, suffix) for suffix in (".turn", ".next", ".kill")]
         self._turn, self._next, self._kill = self._files

@@ -292,18 +292,7 @@ class Issuance:
         assert case.agent is not None
         assert case.ask is not None
         assert case.resource is not None
-        order = Order(
-            seq=issued.seq,
-            jti=issued.jti,
-            kid=issued.kid,
-            agent=case.agent.id,
-            task=issued.task,
-            audience=case.resource.audience,
-            actions=case.ask.actions,
-            parameters=case.ask.parameters,
-            iat=issued.iat,
-            exp=issued.exp,
-        )
+        order = _order(issued, case.agent, case.resource, case.ask)
         try:
             case.result = TokenAnswer(self._issuer.issue(order), order, issued.decision_id)
         except Exception as error:
@@ -337,6 +326,24 @@ def _policy_requests(case: _Case) -> list[policies.Request]:
         )
         for action in case.ask.actions
     ]
+
+
+def _order(issued: Issued, agent: Agent, resource: Resource, ask: Ask) -> Order:
+    """What the commit fixed, for the issuer. An action that takes one of the parameters is granted with them only."""
+    limited = tuple(action for action in ask.actions if _parameters_of(resource.actions[action], ask.parameters))
+    return Order(
+        seq=issued.seq,
+        jti=issued.jti,
+        kid=issued.kid,
+        agent=agent.id,
+        task=issued.task,
+        audience=resource.audience,
+        actions=tuple(action for action in ask.actions if action not in limited),
+        limited=limited,
+        parameters=ask.parameters,
+        iat=issued.iat,
+        exp=issued.exp,
+    )
 
 
 def _parameters_of(action: Action, parameters: Mapping[str, Any]) -> dict[str, Any]:

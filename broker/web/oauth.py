@@ -87,11 +87,12 @@ def _granted(answer: TokenAnswer) -> dict[str, Any]:
         "access_token": answer.token,
         "token_type": "Bearer",
         "expires_in": order.exp - order.iat,
-        "scope": " ".join(order.actions),
         "task": order.task,
         "decision_id": answer.decision_id,
     }
-    if order.parameters:
+    if order.actions:
+        body["scope"] = " ".join(order.actions)
+    if order.limited:
         body["authorization_details"] = details(order)
     return body
 
