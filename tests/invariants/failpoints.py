@@ -1,0 +1,133 @@
+"""Places at which a broker process of these tests dies or fails, put around the product's own parts from outside.
+
+A failpoint is armed by writing `STEP ACTION` into the file that the environment names; it goes off once. Steps are
+written below where they are put. An action is `kill` (SIGKILL to itself), or the name of an SQLite error code to raise.
+"""
+
+import os
+import signal
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fastapi
+
+from broker.jose import Signer
+from broker.ledger.commands import admin, issue, kills, tasks
+from broker.ledger.proofs import KeepCheckpoint
+from broker.ledger.sqlite import SqliteLedger
+from broker.service.issuance import Issuance
+
+FILE = "INVARIANTS_FAILPOINT"
+
+COMMANDS: dict[str, type] = {
+    "issue": issue.Issue,
+    "refuse": issue.Refuse,
+    "pend": issue.Pend,
+    "authenticate": issue.Authenticate,
+    "session": admin.OpenSession,
+    "rotate": admin.RotateKeys,
+    "kill": kills.Kill,
+    "lift": kills.LiftHolds,
+    "task": tasks.OpenTask,
+    "end": tasks.EndTask,
+    "checkpoint": KeepCheckpoint,
+}
+
+
+class Failpoint:
+    """Goes off when its step is reached while it is armed."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def arm(self, step: str, action: str = "kill") -> None:
+        """From the test's process, or from this one."""
+        waiting = self._file.with_suffix(".next")
+        waiting.write_text(f"{step} {action}")
+        waiting.replace(self._file)
+
+    @property
+    def armed(self) -> bool:
+        return self._file.exists()
+
+    def reached(self, step: str) -> None:
+        try:
+            wanted, action = self._file.read_text().split()
+        except OSError:
+            return
+        if wanted != step:
+            return
+        self._file.unlink()
+        if action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        error = sqlite3.OperationalError(f"injected at {step}")
+        error.sqlite_errorcode = getattr(sqlite3, action)
+        raise error
+
+
+def connection_type(failpoint: Failpoint) -> type[sqlite3.Connection]:
+    """A connection whose write transactions can fail: `before:BEGIN`, `after:BEGIN`, the same of INSERT and COMMIT."""
+
+    class Failing(sqlite3.Connection):
+        def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+            step = sql.split(maxsplit=1)[0]
+            if sql not in ("BEGIN IMMEDIATE", "COMMIT"):
+                return super().execute(sql, *args)
+            failpoint.reached(f"before:{step}")
+            cursor = super().execute(sql, *args)
+            failpoint.reached(f"after:{step}")
+            return cursor
+
+        def executemany(self, sql: str, *args: Any) -> sqlite3.Cursor:
+            failpoint.reached("before:INSERT")
+            cursor = super().executemany(sql, *args)
+            failpoint.reached("after:INSERT")
+            return cursor
+
+    return Failing
+
+
+def install(file: Path | None = None) -> None:
+    """Put every failpoint in place, in a process of its own; without a file, none."""
+    name = str(file or os.environ.get(FILE, ""))
+    if not name:
+        return
+    failpoint = Failpoint(Path(name))
+    SqliteLedger.open = _opening(SqliteLedger.open, failpoint)  # type: ignore[method-assign]
+    for step, command in COMMANDS.items():
+        command.apply = _around(command.apply, failpoint, after=f"applied:{step}")  # type: ignore[attr-defined]
+    Issuance._authenticate = _around(Issuance._authenticate, failpoint, after="authenticated")
+    Signer.sign = _around(Signer.sign, failpoint, before="before:sign", after="after:sign")
+    fastapi.FastAPI.__call__ = _answering(fastapi.FastAPI.__call__, failpoint)
+
+
+def _opening(opened: Callable[..., SqliteLedger], failpoint: Failpoint) -> Any:
+    return lambda path, **options: opened(path, **options, connection_type=connection_type(failpoint))
+
+
+def _around(function: Callable[..., Any], failpoint: Failpoint, *, before: str = "", after: str = "") -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        failpoint.reached(before)
+        result = function(*args, **kwargs)
+        failpoint.reached(after)
+        return result
+
+    return wrapped
+
+
+def _answering(application: Callable[..., Any], failpoint: Failpoint) -> Any:
+    """`before:first_byte`, `after:first_byte` and `after:last_byte` of an answer."""
+
+    async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
+        async def sending(message: Any) -> None:
+            start = message["type"] == "http.response.start"
+            if start:
+                failpoint.reached("before:first_byte")
+            await send(message)
+            failpoint.reached("after:first_byte" if start else "after:last_byte")
+
+        await application(self, scope, receive, sending)
+
+    return call
