@@ -73,7 +73,7 @@ def test_a_busy_process_lets_another_have_its_turn(real_time: Made) -> None:
 
 def test_ordinary_writers_wait_while_a_kill_is_pending(tmp_path: Path) -> None:
     path, order = tmp_path / "x.db", []
-    turns = [Turns(path) for _ in range(3)]
+    turns = [Turns(path, timeout_s=10) for _ in range(3)]
     waiting = threading.Barrier(3)
 
     def take(place: Turns, name: str, *, priority: bool) -> None:
@@ -118,7 +118,7 @@ def is_shared(descriptor: int) -> bool:
 
 
 def test_an_ordinary_writer_gives_up_while_a_kill_keeps_pending(tmp_path: Path) -> None:
-    kill, ordinary = Turns(tmp_path / "x.db"), Turns(tmp_path / "x.db", timeout_s=0.05)
+    kill, ordinary = (Turns(tmp_path / "x.db", timeout_s=seconds) for seconds in (10, 0.05))
     with kill.taken(priority=True), pytest.raises(TurnTimeout), ordinary.taken(priority=False):
         pytest.fail("took the turn")
     with ordinary.taken(priority=False):

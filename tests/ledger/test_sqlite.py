@@ -17,6 +17,7 @@ from broker.ledger import (
     LedgerShrunk,
     LedgerStopped,
     LedgerUnavailable,
+    Tx,
     parse_id,
 )
 from broker.ledger.events import parse
@@ -183,6 +184,27 @@ def test_a_command_that_raises_fails_alone(made: Made, ledger: SqliteLedger) -> 
     assert verify_ledger(made.path).sound
 
 
+def test_an_error_of_the_system_inside_a_command_is_its_own(ledger: SqliteLedger) -> None:
+    results = ledger.commit([Note(), Poison(OSError), Note()])
+    assert [results[0], type(results[1]), results[2]] == [1, OSError, 2]
+
+
+def test_nothing_is_written_after_a_swallowed_fault(made: Made, ledger: SqliteLedger) -> None:
+    """SQLite may give up on a transaction by itself; what a careless command writes then must not commit alone."""
+
+    def careless(tx: Tx) -> None:
+        ledger._connection.execute("ROLLBACK")
+        tx.execute("INSERT INTO texts VALUES ('a', x'00', 'a')")
+
+    with pytest.raises(LedgerUnavailable):
+        ledger.commit([Note(), Do(careless), Note()])
+    with pytest.raises(LedgerUnavailable):
+        ledger.commit([Note(), Do(lambda tx: ledger._connection.execute("ROLLBACK")), Note()])
+    assert (count(ledger, "texts"), count(ledger, "events")) == (0, 1)
+    assert ledger.commit([Note()]) == [1]
+    assert verify_ledger(made.path).sound
+
+
 def test_a_batch_of_poison_only_changes_nothing(made: Made, ledger: SqliteLedger) -> None:
     head = ledger.head
     assert [type(result) for result in ledger.commit([Poison(), Poison(ValueError)])] == [RuntimeError, ValueError]
@@ -300,8 +322,11 @@ def test_a_reader_cannot_write(ledger: SqliteLedger) -> None:
 
 
 def test_what_a_reader_raises_comes_through(ledger: SqliteLedger) -> None:
-    with pytest.raises(KeyError), ledger.read():
-        raise KeyError
+    for error in (KeyError, OSError):
+        with pytest.raises(error), ledger.read():
+            raise error
+    with pytest.raises(sqlite3.OperationalError, match="no such table"), ledger.read() as reader:
+        reader.execute("SELECT * FROM nowhere")
     assert count(ledger, "events") == 1
 
 
@@ -472,14 +497,15 @@ def test_a_head_that_went_back_stops_the_process(made: Made, ledger: SqliteLedge
             again()
 
 
+@pytest.mark.parametrize("use", ["commit", "read"])
 @pytest.mark.parametrize("how", ["moved over", "removed"])
-def test_a_file_that_is_no_longer_ours(made: Made, ledger: SqliteLedger, how: str) -> None:
+def test_a_file_that_is_no_longer_ours(made: Made, ledger: SqliteLedger, how: str, use: str) -> None:
     backup = made.path.with_name("backup")
     shutil.copy(made.path, backup)
     ledger.commit([Note()])
     backup.replace(made.path) if how == "moved over" else made.path.unlink()
     with pytest.raises(LedgerShrunk, match="replaced or removed"):
-        ledger.commit([Note()])
+        ledger.commit([Note()]) if use == "commit" else count(ledger, "events")
 
 
 def test_damage_stops_the_process(made: Made) -> None:
