@@ -17,6 +17,7 @@ all, commit all in one transaction, mint all. A failing request fails alone. The
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,7 +72,17 @@ class _Case:
     issued: Issued | None = None
     result: TokenAnswer | Exception | None = None
 
+    @property
+    def open(self) -> bool:
+        """Still on its way to a decision."""
+        return self.result is None and self.refusal is None
+
+    def start_over(self) -> None:
+        """Forget what was decided by rules that are not in force any more."""
+        self.refusal, self.verdict, self.gates = None, None, ()
+
     def refuse(self, reason: str, error: TaskpassError) -> None:
+        """Refuse an authenticated caller: the commit records it."""
         self.refusal = (reason, error)
 
 
@@ -121,29 +132,22 @@ class Issuance:
     async def issue_batch(self, requests: Sequence[TokenRequest]) -> Sequence[TokenAnswer | Exception]:
         """The numbered pipeline."""
         cases = [_Case(request) for request in requests]
-        rules = self._rules.current
-        for case in cases:
-            self._authenticate(rules, case)  # 2
         for _ in range(_DECIDE_AGAIN):
             waiting = [case for case in cases if case.result is None and case.issued is None]
             if not waiting:
                 break
+            rules = self._rules.current
             for case in waiting:
-                self._map(rules, case)  # 3
-            for case in _open(waiting):
-                self._load_task(case)  # 4
-            for case in _open(waiting):
-                self._narrow(rules, case)  # 5
-            self._decide(rules, _open(waiting))  # 6
-            stale = await self._commit(rules, [case for case in waiting if case.result is None])  # 7, 8
-            if stale:
-                rules = await self._rules.catch_up()
+                case.start_over()
+            for step in (self._authenticate, self._map, self._load_task, self._narrow):  # 2, 3, 4, 5
+                _each(step, rules, waiting)
+            self._decide(rules, [case for case in waiting if case.open])  # 6
+            if await self._commit(rules, [case for case in waiting if case.result is None]):  # 7, 8
+                await self._rules.catch_up()
         for case in cases:
-            if case.issued is not None and case.result is None:
+            if case.issued is not None:
                 await self._mint(case, case.issued)  # 9, 10
-            elif case.result is None:
-                case.result = Unavailable("The rules changed while this request was decided. Nothing was issued.")
-        return [case.result for case in cases if case.result is not None]
+        return [case.result or _UNSETTLED for case in cases]
 
     def _authenticate(self, rules: Rules, case: _Case) -> None:
         """2: every claim of the assertion checked by the one attester that its issuer names."""
@@ -164,7 +168,6 @@ class Issuance:
     def _map(self, rules: Rules, case: _Case) -> None:
         """3: exactly one registered agent, in good standing."""
         assert case.workload is not None
-        case.refusal = case.verdict = None
         match = rules.match(case.workload)
         if match.kind != "agent":
             self._refusals.count("not_registered")
@@ -190,7 +193,7 @@ class Issuance:
                 ),
             )
 
-    def _load_task(self, case: _Case) -> None:
+    def _load_task(self, _: Rules, case: _Case) -> None:
         """4: the task as the caller's own; another agent's does not exist."""
         assert case.agent is not None
         case.facts = self._task_facts.of(case.request.task, case.agent.id)
@@ -206,13 +209,8 @@ class Issuance:
         except TaskpassError as error:
             case.refuse(error.code, error)
             return
-        stop = self._stops.covering(agent=case.agent.id, audience=case.resource.audience, task=case.request.task)
-        if stop is not None:
-            case.result = AccessDenied(
-                f"Issuance is on hold by a kill that the ledger has yet to record ({stop}).",
-                outcome="held",
-                retry=False,
-            )
+        claims = {"sub": case.agent.id, "aud": case.resource.audience, "task": case.request.task or ""}
+        case.result = self._stopped(claims, None)
 
     def _decide(self, rules: Rules, cases: Sequence[_Case]) -> None:
         """6: all cases in one batch of policy requests, one for each action."""
@@ -293,17 +291,40 @@ class Issuance:
         assert case.ask is not None
         assert case.resource is not None
         order = _order(issued, case.agent, case.resource, case.ask)
+        claims = {"sub": order.agent, "aud": order.audience, "task": order.task, "jti": order.jti}
+        case.result = self._stopped(claims, order.kid)  # again: a kill may have come while the commit was on its way
+        if case.result is not None:
+            with suppress(LedgerUnavailable):
+                await self._writer.submit(Fail(issued, "killed"))
+            return
         try:
             case.result = TokenAnswer(self._issuer.issue(order), order, issued.decision_id)
         except Exception as error:
             log.exception("minting_failed", seq=issued.seq)
-            await self._writer.submit(Fail(issued, type(error).__name__))
             case.result = Unavailable("The credential could not be minted. Nothing was issued.", internal=repr(error))
+            with suppress(LedgerUnavailable):  # its position says "issued", but no credential ever left
+                await self._writer.submit(Fail(issued, type(error).__name__))
+
+    def _stopped(self, claims: Mapping[str, Any], kid: str | None) -> AccessDenied | None:
+        """The refusal, while a kill that the ledger has yet to record covers such a credential."""
+        stop = self._stops.covering(claims, kid)
+        if stop is None:
+            return None
+        sentence = f"Issuance is on hold by a kill that the ledger has yet to record ({stop})."
+        return AccessDenied(sentence, outcome="held", retry=False)
 
 
-def _open(cases: Sequence[_Case]) -> list[_Case]:
-    """Cases that are still on their way to a decision."""
-    return [case for case in cases if case.result is None and case.refusal is None]
+_UNSETTLED = Unavailable("The rules kept changing while this request was decided. Nothing was issued.")
+
+
+def _each(step: Callable[[Rules, _Case], None], rules: Rules, cases: Sequence[_Case]) -> None:
+    """Take every open case through one step. What nobody foresaw fails its own request, not the batch."""
+    for case in cases:
+        if case.open:
+            try:
+                step(rules, case)
+            except Exception as error:  # noqa: BLE001  (becomes the answer to this request: a 500 that leaks nothing)
+                case.result = error
 
 
 def _policy_requests(case: _Case) -> list[policies.Request]:

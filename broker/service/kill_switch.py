@@ -22,6 +22,8 @@ from broker.wire import Match
 
 _TRY_AGAIN = 8
 _MAX_REASON = 500
+_COMMIT_WITHIN_S = 2.5
+"""How long a kill waits for its commit before it goes provisional: a disk that hangs must not hold it up."""
 _COUNT_WITHIN_S = 0.005
 """How long the answer to a kill waits for the count of what it ended; the receipt has it a moment later."""
 _REMEMBERED = 1_000
@@ -76,8 +78,9 @@ class KillSwitch:
         command = self._command(caller, selector, reason=reason, hold=hold)
         for _ in range(_TRY_AGAIN):
             try:
-                outcome = await self._writer.submit_priority(command)
-            except LedgerUnavailable:
+                async with asyncio.timeout(_COMMIT_WITHIN_S):
+                    outcome = await self._writer.submit_priority(command)
+            except (LedgerUnavailable, TimeoutError):
                 return self._provisional.put(command, tuple(self._matches(command)))
             match outcome:
                 case Killed():
