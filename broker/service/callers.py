@@ -8,20 +8,34 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from broker import jose
 from broker.attest import AttestationFailed, KeysNeeded
-from broker.errors import AccessDenied, Forbidden, NotAuthenticated, TaskpassError, Unavailable
+from broker.errors import (
+    AccessDenied,
+    Forbidden,
+    NotAuthenticated,
+    NotFound,
+    TaskpassError,
+    UnauthorizedClient,
+    Unavailable,
+)
 from broker.keys import Keyring
 from broker.ledger import Ledger, LedgerUnavailable, views
 from broker.ledger.commands.admin import OpenSession, RegisterInstance, SessionOpened, SessionRefused
-from broker.ledger.commands.issue import Authenticate
+from broker.ledger.commands.guards import REPLAYED, mark_of
+from broker.ledger.commands.issue import Authenticate, RefuseCall
 from broker.ledger.writer import Writer
 from broker.model import AgentCaller, Caller, OperatorCaller, Proof, Right, SystemCaller, VerifierCaller, Workload
 from broker.rules import Rules, RulesInForce
 from broker.service.refusals import Refusals
 
+log = structlog.get_logger(__name__)
+
 SESSION_TYP = "session+jwt"
 SESSION_TTL_MS = {"agent": 900_000, "verifier": 900_000, "operator": 900_000}
+_REFUSALS = (Forbidden, NotFound, AccessDenied, UnauthorizedClient, NotAuthenticated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +69,7 @@ class Callers:
         self._refusals = refusals
         self._iss = iss
         self._now = now
+        self._unrecorded: dict[bytes, int] = {}  # proofs of kills that the ledger could not mark: mark -> expiry
 
     async def authenticate(self, token: str | None) -> Caller:
         """The caller, its single-use proof not yet spent. Raises NotAuthenticated."""
@@ -70,19 +85,37 @@ class Callers:
             return self._by_session(token)
         return await self._by_assertion(token)
 
-    async def spend(self, caller: Caller, route: str) -> None:
+    async def spend(self, caller: Caller, route: str, *, even_unrecorded: bool = False) -> None:
         """Spend the caller's single-use proof for one request of `route`. Raises NotAuthenticated when it was spent
-        before, Unavailable when that cannot be recorded.
+        before, Unavailable when that cannot be recorded; `even_unrecorded`, for kills, remembers it here instead.
         """
         proof = unspent_proof(caller)
         if proof is None:
             return
         try:
-            fresh = await self._writer.submit(Authenticate(kind_of(caller), caller.id, proof, route))
+            refusal = await self._writer.submit(Authenticate(kind_of(caller), caller.id, proof, route))
         except LedgerUnavailable as error:
-            raise Unavailable("The ledger cannot be written, so this proof cannot be accepted.") from error
-        if not fresh:
-            raise NotAuthenticated("This assertion has been used before; present a fresh one.")
+            if not even_unrecorded:
+                raise Unavailable("The ledger cannot be written, so this proof cannot be accepted.") from error
+            now = self._now()
+            self._unrecorded = {mark: expires for mark, expires in self._unrecorded.items() if expires > now}
+            self._unrecorded[mark_of(proof)] = proof.expires
+            return
+        if refusal is not None:
+            raise NotAuthenticated(REPLAYED, decision_id=refusal)
+
+    async def refuse(self, caller: Caller, route: str, error: TaskpassError) -> str | None:
+        """Record that an authenticated caller was refused, and spend its proof. The decision's id; None for what is no
+        refusal (a slip in a request whose proof is spent, a fault), and when it cannot be recorded.
+        """
+        proof = unspent_proof(caller)
+        if error.status >= 500 or (proof is None and not isinstance(error, _REFUSALS)):
+            return None
+        try:
+            return str(await self._writer.submit(RefuseCall(kind_of(caller), caller.id, proof, route, error.code)))
+        except LedgerUnavailable:
+            log.error("refusal_not_recorded", caller=caller.id, route=route, code=error.code)
+            return None
 
     async def open_session(self, caller: Caller) -> Session:
         """A session for a caller who proved its identity with an assertion. Raises NotAuthenticated, AccessDenied."""
@@ -93,17 +126,20 @@ class Callers:
         opened = await self._writer.submit(
             OpenSession(kind, caller.id, owner, unspent_proof(caller), SESSION_TTL_MS[kind])
         )
-        if isinstance(opened, SessionRefused):
-            error = NotAuthenticated if opened.reason == "replayed" else AccessDenied
-            raise error(opened.sentence, decision_id=opened.decision_id)
         return self._session(caller, opened)
 
-    async def register_instance(self, caller: VerifierCaller, command: RegisterInstance) -> Session | None:
-        """Register a verifier's process for the feed; its session is for acknowledgements. None: proof or id taken."""
-        opened = await self._writer.submit(command)
-        return None if opened is None else self._session(caller, opened)
+    async def register_instance(self, caller: VerifierCaller, command: RegisterInstance) -> Session:
+        """Register a verifier's process for the feed; its session is for acknowledgements. Raises NotAuthenticated for
+        a spent proof, Forbidden for the id of another verifier's instance.
+        """
+        return self._session(caller, await self._writer.submit(command))
 
-    def _session(self, caller: AgentCaller | VerifierCaller | OperatorCaller, opened: SessionOpened) -> Session:
+    def _session(
+        self, caller: AgentCaller | VerifierCaller | OperatorCaller, opened: SessionOpened | SessionRefused
+    ) -> Session:
+        if isinstance(opened, SessionRefused):
+            error = {"replayed": NotAuthenticated, "held": AccessDenied}.get(opened.reason, Forbidden)
+            raise error(opened.sentence, decision_id=opened.decision_id)
         kind = kind_of(caller)
         claims: dict[str, Any] = {
             "iss": self._iss,
@@ -132,6 +168,9 @@ class Callers:
                 error.sentence if isinstance(error, AttestationFailed) else "Its key is not among its issuer's keys."
             )
             raise NotAuthenticated(sentence) from None
+        if workload.proof is not None and mark_of(workload.proof) in self._unrecorded:
+            self._refusals.count("replayed")
+            raise NotAuthenticated(REPLAYED)
         matched = rules.match(workload)
         match matched.kind:
             case "agent":
@@ -158,7 +197,7 @@ class Callers:
             return OperatorCaller(registry.operators[name], session_seq=seq)
         if claims["kind"] == "verifier" and name in registry.verifiers:
             return VerifierCaller(registry.verifiers[name], session_seq=seq)
-        if claims["kind"] == "agent" and name in registry.agents:
+        if claims["kind"] == "agent" and name in registry.agents and not registry.agents[name].retired:
             with self._ledger.read() as r:  # kills are about agents: an operator's session must outlive them
                 if views.kill_of(r, claims, "") is not None:
                     raise NotAuthenticated("This session has been killed; authenticate anew.")

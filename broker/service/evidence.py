@@ -14,7 +14,8 @@ from broker.ledger.proofs import Proofs
 from broker.model import AgentCaller, Caller, OperatorCaller, Right, VerifierCaller
 from broker.revocation import claims_of
 from broker.rules import RulesInForce
-from broker.service.callers import need
+from broker.service.callers import kind_of, need
+from broker.stops import Stops
 from broker.wire import Match
 
 _OUTCOMES = {"issued": "automatic", "approval.requested": "approval", "refused": "refused", "failed": "failed"}
@@ -25,12 +26,21 @@ class Evidence:
     """Reads for callers of every kind, each within its own sight."""
 
     def __init__(
-        self, *, rules: RulesInForce, ledger: Ledger, proofs: Proofs, keyring: Keyring, iss: str, now: Callable[[], int]
+        self,
+        *,
+        rules: RulesInForce,
+        ledger: Ledger,
+        proofs: Proofs,
+        keyring: Keyring,
+        stops: Stops,
+        iss: str,
+        now: Callable[[], int],
     ) -> None:
         self._rules = rules
         self._ledger = ledger
         self._proofs = proofs
         self._keyring = keyring
+        self._stops = stops
         self._iss = iss
         self._now = now
 
@@ -49,8 +59,7 @@ class Evidence:
             if address.epoch != r.head().epoch or not 0 <= address.seq < r.head().size:
                 raise missing
             event = self._proofs.event(r, address.seq)
-            agent = event.body.get("agent")
-            if event.type not in _OUTCOMES or agent is None or not self._may_see(caller, agent):
+            if event.type not in _OUTCOMES or not self._may_explain(caller, event.body):
                 raise missing
             return self._explained(r, event)
 
@@ -131,7 +140,9 @@ class Evidence:
             head = r.head()
             if grant is None or grant.seq != claims.get("seq") or grant.seq < head.floor:
                 return {"active": False}
-            if views.kill_of(r, claims, grant.kid) is not None or grant.expires <= max(head.time, self._now()):
+            if (self._stops.covering(claims, grant.kid) or views.kill_of(r, claims, grant.kid)) is not None:
+                return {"active": False}
+            if grant.expires <= max(head.time, self._now()):
                 return {"active": False}
         shown = (
             "iss",
@@ -312,6 +323,16 @@ class Evidence:
         except Forbidden:
             return False
         return True
+
+    def _may_explain(self, caller: Caller, body: Mapping[str, Any]) -> bool:
+        """A decision on a request is its agent's; one on any other call is its caller's."""
+        kind, name = body.get("caller", ("agent", body.get("agent")))
+        if kind == "agent" and name is not None:
+            return self._may_see(caller, name)
+        try:
+            return (kind, name) == (kind_of(caller), caller.id) or need(caller, Right.READ) is not None
+        except Forbidden:
+            return False
 
     def _owner(self, agent_id: str) -> str | None:
         agent = self._rules.current.registry.agents.get(agent_id)

@@ -17,7 +17,7 @@ from broker.keys import Keyring
 from broker.service import Broker
 from broker.web import audit, oauth, operator, revocations, tasks
 from broker.web.feed import Feed
-from broker.web.guards import check_guards, guard
+from broker.web.guards import check_guards, guard, record
 from broker.web.http import json_answer, problem, unforeseen
 from broker.web.openapi import publish
 
@@ -92,22 +92,22 @@ async def _readyz(request: Request) -> Response:
 
 
 def _render_errors(app: FastAPI) -> None:
-    async def refused(_: Request, error: Exception) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, TaskpassError)
+        await record(request, error)
         return problem(error)
 
-    async def invalid(_: Request, error: Exception) -> Response:
+    async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first: dict[str, Any] = error.errors()[0]
         where = " ".join(str(part) for part in first["loc"])[:120]
-        return problem(Malformed(f"{where}: {first['msg']}."))
+        return await refused(request, Malformed(f"{where}: {first['msg']}."))
 
     async def routing(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
             return problem(NotFound("There is no such path."))
-        found = problem(Malformed("This path does not take that method."))
-        found.status_code = error.status_code
+        found = problem(Malformed("This path does not take that method."), error.status_code)
         for name, value in (error.headers or {}).items():
             found.headers[name] = value
         return found

@@ -12,7 +12,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from starlette.routing import BaseRoute, Route
 
-from broker.errors import Forbidden
+from broker.errors import Forbidden, TaskpassError
 from broker.model import Caller
 from broker.service import Broker
 from broker.service.callers import kind_of
@@ -24,15 +24,17 @@ ANY = frozenset({AGENT, VERIFIER, OPERATOR})
 @dataclass(frozen=True, slots=True)
 class Guard:
     """The kinds of callers a route is for; None: anonymous. With `spends` its handler spends the proof itself, in its
-    own commit.
+    own commit. With `kills` it works even while no proof can be recorded as spent.
     """
 
     kinds: frozenset[str] | None
     spends: bool = False
+    kills: bool = False
 
 
 _PUBLIC = Guard(None)
 _OPERATORS = Guard(frozenset({OPERATOR}))
+_KILLERS = Guard(frozenset({OPERATOR}), kills=True)
 _AGENTS = Guard(frozenset({AGENT}))
 _SEERS = Guard(frozenset({AGENT, OPERATOR}))
 
@@ -60,9 +62,9 @@ GUARDS: dict[tuple[str, str], Guard] = {
     ("GET", "/v1/approvals/{approval_id}"): _SEERS,
     ("GET", "/v1/agents"): _OPERATORS,
     ("GET", "/v1/agents/{agent_id}"): _OPERATORS,
-    ("POST", "/v1/agents/{agent_id}/pause"): _OPERATORS,
+    ("POST", "/v1/agents/{agent_id}/pause"): _KILLERS,
     ("POST", "/v1/agents/{agent_id}/resume"): _OPERATORS,
-    ("POST", "/v1/kills"): _OPERATORS,
+    ("POST", "/v1/kills"): _KILLERS,
     ("GET", "/v1/kills"): _OPERATORS,
     ("GET", "/v1/kills/{kill_id}"): _OPERATORS,
     ("GET", "/v1/holds"): _OPERATORS,
@@ -87,12 +89,19 @@ async def guard(request: Request) -> None:
     row = GUARDS[request.method, path]
     if row.kinds is None:
         return
-    caller = await broker.callers.authenticate(bearer(request))
+    caller = request.state.caller = await broker.callers.authenticate(bearer(request))
     if kind_of(caller) not in row.kinds:
         raise Forbidden(f"This is for {' and '.join(sorted(row.kinds))}s; you are {kind_of(caller)} {caller.id}.")
     if not row.spends:
-        await broker.callers.spend(caller, path)
-    request.state.caller = caller
+        await broker.callers.spend(caller, path, even_unrecorded=row.kills)
+
+
+async def record(request: Request, error: TaskpassError) -> None:
+    """Make the refusal of a caller who proved an identity an event, unless the refusal is one already."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    if caller is not None and error.decision_id is None:
+        broker: Broker = request.app.state.broker
+        error.decision_id = await broker.callers.refuse(caller, request.scope["route"].path, error)
 
 
 def bearer(request: Request) -> str | None:

@@ -97,21 +97,26 @@ def request_id() -> str:
     return f"req_{secrets.token_hex(8)}"
 
 
-def oauth_error(error: TaskpassError) -> Response:
-    """An error at an OAuth endpoint (RFC 6749 section 5.2). A policy's refusal is a 400 here."""
+def oauth_error(error: TaskpassError, *, challenge: bool = False) -> Response:
+    """An error at an OAuth endpoint (RFC 6749 section 5.2). A policy's refusal is a 400 here. `challenge`: the caller
+    tried to authenticate with a header.
+    """
     reference = _log(error)
     status = 400 if error.status == 403 else error.status
     body = {"error": error.code, "error_description": _ascii(error.sentence), **error.body(), "request_id": reference}
-    return json_answer(body, status, {"pragma": "no-cache", **_headers(error, reference)})
+    headers = {"pragma": "no-cache", **_headers(error, reference)}
+    if challenge and status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return json_answer(body, status, headers)
 
 
-def problem(error: TaskpassError) -> Response:
-    """An error anywhere else (RFC 9457)."""
-    reference = _log(error)
+def problem(error: TaskpassError, status: int | None = None) -> Response:
+    """An error anywhere else (RFC 9457), under another status than its own if one is given."""
+    reference, status = _log(error), status or error.status
     body = {
         "type": f"urn:taskpass:error:{error.code}",
         "title": type(error).__name__,
-        "status": error.status,
+        "status": status,
         "detail": error.sentence,
         "code": error.code,
         **error.body(),
@@ -120,7 +125,7 @@ def problem(error: TaskpassError) -> Response:
     headers = _headers(error, reference)
     if isinstance(error, NotAuthenticated):
         headers["www-authenticate"] = "Bearer"
-    return Response(orjson.dumps(body), error.status, {**NO_STORE, **headers}, "application/problem+json")
+    return Response(orjson.dumps(body), status, {**NO_STORE, **headers}, "application/problem+json")
 
 
 def unforeseen(exception: Exception) -> TaskpassError:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from broker.errors import Malformed, NotAuthenticated, NotFound, TaskpassError
+from broker.errors import Malformed, NotAuthenticated, NotFound, TaskpassError, UnauthorizedClient
 from broker.model import AgentCaller, Caller, Selector, Target
 from broker.service import Broker
 from broker.service.asks import (
@@ -20,10 +20,11 @@ from broker.service.asks import (
     CLIENT_CREDENTIALS,
     DETAILS_TYPE,
     JWT_BEARER,
+    TokenRequest,
     read_token_request,
 )
 from broker.service.issuance import TokenAnswer
-from broker.web.guards import bearer
+from broker.web.guards import bearer, record
 from broker.web.http import json_answer, oauth_error, parse_form, read_form, unforeseen
 from issuers.access_token import details
 
@@ -42,11 +43,8 @@ class TokenEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one token request."""
         try:
-            content_type, body = await _read(scope, receive, self._max_body)
-            answer = await self._broker.issuance.issue(read_token_request(parse_form(content_type, body)))
+            answer = await self._broker.issuance.issue(await self._request(scope, receive))
         except TaskpassError as error:
-            if error.decision_id is None and error.status == 400:
-                self._broker.refusals.count(error.code)
             await oauth_error(error)(scope, receive, send)
             return
         except Exception as error:  # noqa: BLE001  (rendered as a 500 that leaks nothing)
@@ -57,6 +55,15 @@ class TokenEndpoint:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": payload})
 
+    async def _request(self, scope: Scope, receive: Receive) -> TokenRequest:
+        """1: bounded and read. What is no request is counted, never recorded: nobody has proved an identity yet."""
+        try:
+            content_type, body = await _read(scope, receive, self._max_body)
+            return read_token_request(parse_form(content_type, body))
+        except Malformed as error:
+            self._broker.refusals.count(error.code)
+            raise
+
 
 async def _read(scope: Scope, receive: Receive, limit: int) -> tuple[str | None, bytes]:
     """Content type and bounded body of the request. Raises Malformed."""
@@ -65,6 +72,8 @@ async def _read(scope: Scope, receive: Receive, limit: int) -> tuple[str | None,
         raise Malformed("Content-Type is repeated.")
     if scope["query_string"]:
         raise Malformed("Parameters belong in the body: URLs end up in logs.")
+    if any(name == b"authorization" for name, _ in scope["headers"]):
+        raise Malformed("Authenticate with the assertion alone: send no Authorization header here.")
     parts: list[bytes] = []
     size, more = 0, True
     while more:
@@ -104,21 +113,29 @@ async def _client(request: Request, form: dict[str, str]) -> Caller:
     """The caller of an endpoint that takes client authentication in its form, or a bearer. Never both."""
     broker: Broker = request.app.state.broker
     header, assertion = bearer(request), form.get("client_assertion")
-    if header is not None and assertion is not None:
+    if "authorization" in request.headers and assertion is not None:
         raise Malformed("Authenticate in one way: client_assertion or Authorization, not both.")
     if assertion is not None and form.get("client_assertion_type") not in (
         CLIENT_ASSERTION_JWT,
         CLIENT_ASSERTION_SPIFFE,
     ):
         raise Malformed(f"client_assertion_type must be {CLIENT_ASSERTION_JWT}.")
-    caller = await broker.callers.authenticate(header or assertion)
+    caller = request.state.caller = await broker.callers.authenticate(header or assertion)
     if form.get("client_id") not in (None, caller.id):
         raise NotAuthenticated("client_id names another client than the assertion.")
-    await broker.callers.spend(caller, request.url.path)
+    await broker.callers.spend(caller, request.scope["route"].path)
     return caller
 
 
+async def _refused(request: Request, error: TaskpassError) -> Response:
+    """The error, recorded if its caller is known; with a challenge if a header was used (RFC 6749 section 5.2)."""
+    await record(request, error)
+    return oauth_error(error, challenge="authorization" in request.headers)
+
+
 async def _token_form(request: Request) -> tuple[dict[str, str], str]:
+    if request.url.query:
+        raise Malformed("Parameters belong in the body: URLs end up in logs.")
     pairs = await read_form(request)
     form = dict(pairs)
     if len(form) != len(pairs):
@@ -137,7 +154,7 @@ async def introspect(request: Request) -> Response:
         caller = await _client(request, form)
         return json_answer(broker.evidence.introspect(caller, token))
     except TaskpassError as error:
-        return oauth_error(error)
+        return await _refused(request, error)
 
 
 @router.post("/oauth2/revoke")
@@ -148,14 +165,14 @@ async def revoke(request: Request) -> Response:
         form, token = await _token_form(request)
         caller = await _client(request, form)
         if not isinstance(caller, AgentCaller):
-            raise NotAuthenticated("Only the agent that holds a token revokes it here; operators use /v1/kills.")
+            raise UnauthorizedClient("Only the agent that holds a token revokes it here; operators use /v1/kills.")
         grant = broker.evidence.grant_of(token)
         if grant is not None:
             with suppress(NotFound):  # another client's token does not exist for this one
                 await broker.kill_switch.revoke_own(caller, Selector(Target.GRANT, grant))
         return Response(status_code=200, headers={"cache-control": "no-store"})
     except TaskpassError as error:
-        return oauth_error(error)
+        return await _refused(request, error)
 
 
 # --- Key set and metadata ---------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
-from broker.errors import Forbidden, Malformed, NotAuthenticated
+from broker.errors import Forbidden, Malformed
 from broker.ledger.commands.admin import RegisterInstance
 from broker.model import VerifierCaller
 from broker.service import Broker
@@ -71,8 +71,6 @@ async def stream(
             proof=unspent_proof(caller),
         ),
     )
-    if opened is None:
-        raise NotAuthenticated("This assertion has been used before, or the instance id is another verifier's.")
     listener = feed.connect(
         instance=instance,
         verifier=caller.id,

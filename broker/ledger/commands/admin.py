@@ -7,7 +7,8 @@ from typing import Any
 import orjson
 
 from broker.ledger import Command, Tx, make_id
-from broker.ledger.commands.guards import holding, mark_of, spend
+from broker.ledger.commands.guards import REPLAYED, holding, mark_of, spend
+from broker.ledger.commands.issue import refuse_call
 from broker.model import Proof, Selector, Target
 
 
@@ -207,7 +208,7 @@ class OpenSession:
         if self.proof is not None:
             body["proof"] = mark_of(self.proof).hex()
         if not spend(tx, self.proof):
-            return self._refuse(tx, body, "replayed", "This assertion has been used before; present a fresh one.")
+            return self._refuse(tx, body, "replayed", REPLAYED)
         if self.kind == "agent":
             held = holding(tx, [Selector(Target.AGENT, self.id), Selector(Target.OWNER, self.owner or "")])
             if held is not None:
@@ -236,21 +237,16 @@ class RegisterInstance:
     proof: Proof | None = None
     session_ttl_ms: int = 900_000
 
-    def apply(self, tx: Tx) -> "SessionOpened | None":
-        """The session for its acknowledgements; None when the proof was spent, or the id is another verifier's."""
-        known = tx.execute(
-            "SELECT verifier, mode, bound_ms FROM instances WHERE instance = ?", (self.instance,)
-        ).fetchone()
-        taken = known is not None and known[0] != self.verifier
+    def apply(self, tx: Tx) -> SessionOpened | SessionRefused:
+        """The session for its acknowledgements; refused when the proof was spent, or the id is another verifier's."""
+        if not spend(tx, self.proof):
+            return self._refuse(tx, "replayed", REPLAYED)
+        known = tx.execute("SELECT verifier FROM instances WHERE instance = ?", (self.instance,)).fetchone()
+        if known is not None and known[0] != self.verifier:
+            return self._refuse(tx, "instance_taken", "This instance id is another verifier's; make a random one.")
         body: dict[str, Any] = {"verifier": self.verifier, "instance": self.instance}
         if self.proof is not None:
             body["proof"] = mark_of(self.proof).hex()
-        if taken or not spend(tx, self.proof):
-            why = "instance_taken" if taken else "replayed"
-            tx.append(
-                "refused", {"caller": ["verifier", self.verifier], "reason": why, "route": "/v1/revocations/stream"}
-            )
-            return None
         body |= {
             "audiences": list(self.audiences),
             "mode": self.mode,
@@ -277,6 +273,10 @@ class RegisterInstance:
             ),
         )
         return SessionOpened(seq, tx.now, tx.now + self.session_ttl_ms)
+
+    def _refuse(self, tx: Tx, reason: str, sentence: str) -> SessionRefused:
+        decision = refuse_call(tx, ("verifier", self.verifier), self.proof, "/v1/revocations/stream", reason)
+        return SessionRefused(reason, sentence, decision)
 
 
 @dataclass(frozen=True, slots=True)

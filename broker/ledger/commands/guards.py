@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from broker.ledger import Tx
 from broker.model import Proof, Selector, Target, TaskState
 
+REPLAYED = "This assertion has been used before; present a fresh one."
+
 REPLAY_GRACE_MS = 60_000
 """A mark outlives its proof by this much, so that no tolerated clock difference reopens the window."""
 

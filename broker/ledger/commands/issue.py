@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from broker.ledger import Tx, make_id
-from broker.ledger.commands.guards import Stale, holding, mark_of, spend, task_problem
+from broker.ledger.commands.guards import REPLAYED, Stale, holding, mark_of, spend, task_problem
 from broker.model import Ask, Proof, Selector, Target, Workload
 
 
@@ -215,7 +215,7 @@ class Pend:
             "approval.requested",
             {**asked.body(), **verdict.body(), "approval": approval_id, "digest": self.digest, "expires": expires},
         )
-        _tell_task(tx, asked.task, seq)
+        _tell_task(tx, asked, seq)
         if known is None:
             tx.execute(
                 "INSERT INTO approvals (id, digest, agent, task, state, requested_seq, requested, expires, request,"
@@ -278,19 +278,21 @@ def refuse(
     if hold is not None:
         body["hold"] = hold
     tx.append("refused", body)
-    if reason != "task_not_found":
-        _tell_task(tx, asked.task, seq)
+    _tell_task(tx, asked, seq)
     return Refused(reason, sentence, make_id("dec", tx.epoch, seq), hold)
 
 
 def _replayed(tx: Tx, asked: Asked) -> Refused:
-    return refuse(tx, asked, "replayed", "This assertion has been used before; present a fresh one.")
+    return refuse(tx, asked, "replayed", REPLAYED)
 
 
-def _tell_task(tx: Tx, task: str | None, seq: int) -> None:
-    """Make the event part of an existing task's story."""
-    if task is not None:
-        tx.execute("INSERT INTO task_events (task, seq) SELECT id, ? FROM tasks WHERE id = ?", (seq, task))
+def _tell_task(tx: Tx, asked: Asked, seq: int) -> None:
+    """Make the event part of the story of the caller's own task: another agent's is none of its business."""
+    if asked.task is not None:
+        tx.execute(
+            "INSERT INTO task_events (task, seq) SELECT id, ? FROM tasks WHERE id = ? AND agent = ?",
+            (seq, asked.task, asked.agent),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,20 +304,35 @@ class Authenticate:
     proof: Proof
     route: str
 
-    def apply(self, tx: Tx) -> bool:
-        """False when the proof was spent before."""
+    def apply(self, tx: Tx) -> str | None:
+        """The refusal's decision id when the proof was spent before, else None."""
         if not spend(tx, self.proof):
-            tx.append(
-                "refused",
-                {
-                    "caller": [self.kind, self.id],
-                    "reason": "replayed",
-                    "route": self.route,
-                    "proof": mark_of(self.proof).hex(),
-                },
-            )
-            return False
+            return refuse_call(tx, (self.kind, self.id), self.proof, self.route, "replayed")
         tx.append(
             "authenticated", {"caller": [self.kind, self.id], "route": self.route, "proof": mark_of(self.proof).hex()}
         )
-        return True
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseCall:
+    """Record that a caller of any other route was refused. Its proof, if it still has one, is spent all the same."""
+
+    kind: str  # agent | verifier | operator
+    id: str
+    proof: Proof | None
+    route: str
+    reason: str
+
+    def apply(self, tx: Tx) -> str:
+        """The refusal's decision id."""
+        spend(tx, self.proof)
+        return refuse_call(tx, (self.kind, self.id), self.proof, self.route, self.reason)
+
+
+def refuse_call(tx: Tx, caller: tuple[str, str], proof: Proof | None, route: str, reason: str) -> str:
+    """Append the refusal of a call and return its decision id."""
+    body: dict[str, Any] = {"caller": caller, "reason": reason, "route": route}
+    if proof is not None:
+        body["proof"] = mark_of(proof).hex()
+    return make_id("dec", tx.epoch, tx.append("refused", body))

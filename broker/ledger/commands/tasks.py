@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.ledger import Reader, Tx, make_id
-from broker.ledger.commands.guards import holding, mark_of, spend, task_problem
+from broker.ledger.commands.guards import REPLAYED, holding, mark_of, spend, task_problem
 from broker.ledger.commands.texts import keep_text
 from broker.model import AgentCaller, Selector, Target, TaskState
 from broker.wire import Match
@@ -62,7 +62,7 @@ class OpenTask:
         agent, workload = self.caller.agent, self.caller.workload
         proof = workload.proof if self.caller.session_seq is None else None
         if not spend(tx, proof):
-            return self._refuse(tx, "replayed", "This assertion has been used before; present a fresh one.")
+            return self._refuse(tx, "replayed", REPLAYED)
         held = holding(tx, [Selector(Target.AGENT, agent.id), Selector(Target.OWNER, agent.owner)])
         if held is not None:
             return self._refuse(tx, "held", f"{held[0]} is on hold ({held[1]}).")
