@@ -179,7 +179,7 @@ def _assemble(
             max_life_ms=config.tokens.max_ttl_s * 1000,
             now=now,
         ),
-        evidence=Evidence(rules=rules, ledger=ledger, proofs=proofs, keyring=keyring, iss=iss, now=now),
+        evidence=Evidence(rules=rules, ledger=ledger, proofs=proofs, keyring=keyring, stops=stops, iss=iss, now=now),
         admin=admin,
         refusals=refusals,
     )

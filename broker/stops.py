@@ -3,20 +3,26 @@
 When the ledger cannot be written, the control process still stops this broker's own issuance: it writes what is killed
 here, and every token worker looks before it issues. Looking costs one comparison of a counter. The file is reserved in
 full when it is made, so that a full disk does not stand in the way.
+
+The file has two halves, and what is in force is the newer one that is whole. A write goes to the other half, so that
+neither a reader in the middle of it nor the writer's death leaves anyone without stops.
 """
 
 import mmap
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import orjson
 
 from broker.wire import FeedKill, KillMap
 
-_SIZE = 65_536
-_COUNTER, _LENGTH, _BODY = 8, 12, 12
+_HALF = 65_536
+_COUNTER, _LENGTH, _CHECKSUM = 8, 12, 16  # where each of the three numbers before the body ends
+LONGEST = _HALF - _CHECKSUM
+_EVERYTHING = FeedKill.from_wire({"id": "prv_overflow", "seq": -1, "matches": [["all", ""]], "provisional": True})
 
 
 class Stops:
@@ -24,7 +30,7 @@ class Stops:
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
-        self._seen = -1
+        self._seen = bytes()  # the counters that `_map` was read under
         self._map = KillMap()
 
     @classmethod
@@ -32,34 +38,59 @@ class Stops:
         """Open or make the shared file. Raises OSError."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if os.fstat(descriptor).st_size < _SIZE:
-                os.pwrite(descriptor, bytes(_SIZE), 0)
-            return cls(mmap.mmap(descriptor, _SIZE))
+            missing = 2 * _HALF - os.fstat(descriptor).st_size
+            if missing > 0:
+                os.posix_fallocate(descriptor, 2 * _HALF - missing, missing)
+            return cls(mmap.mmap(descriptor, 2 * _HALF))
         finally:
             os.close(descriptor)
 
     def write(self, kills: Sequence[FeedKill]) -> None:
         """Replace the stops in force. When they do not fit, everything is stopped: never less than was asked."""
         body = orjson.dumps([kill.to_wire() for kill in kills])
-        if len(body) > _SIZE - _BODY:
-            body = orjson.dumps([{"id": "prv_overflow", "seq": -1, "matches": [["all", ""]], "provisional": True}])
-        self._memory[_BODY : _BODY + len(body)] = body
-        self._memory[_COUNTER:_LENGTH] = len(body).to_bytes(4)
-        self._memory[0:_COUNTER] = (self._counter() + 1).to_bytes(8)
+        if len(body) > LONGEST:
+            body = orjson.dumps([_EVERYTHING.to_wire()])
+        counter, newer = max((int.from_bytes(self._counter(half)), half) for half in (0, 1))
+        self._put(1 - newer, counter + 1, body)
 
-    def covering(self, *, agent: str, audience: str, task: str | None) -> str | None:
-        """The id of a provisional kill that covers such a credential, or None."""
-        counter = self._counter()
-        if counter != self._seen:
-            self._map, self._seen = self._read(), counter
-        return self._map.dead({"sub": agent, "client_id": agent, "aud": audience, "task": task or "", "seq": -1}, None)
+    def covering(self, claims: Mapping[str, Any], kid: str | None = None) -> str | None:
+        """The id of a provisional kill that covers a credential with these claims, or None."""
+        counters = self._counter(0) + self._counter(1)
+        if counters != self._seen:
+            self._map, self._seen = self._read(), counters
+        return self._map.dead(claims, kid)
 
-    def _counter(self) -> int:
-        return int.from_bytes(self._memory[0:_COUNTER])
+    def _counter(self, half: int) -> bytes:
+        return self._memory[half * _HALF : half * _HALF + _COUNTER]
+
+    def _put(self, half: int, counter: int, body: bytes) -> None:
+        """Write a half, its counter last."""
+        start = half * _HALF
+        self._memory[start + _CHECKSUM : start + _CHECKSUM + len(body)] = body
+        self._memory[start + _COUNTER : start + _CHECKSUM] = len(body).to_bytes(4) + zlib.crc32(body).to_bytes(4)
+        self._memory[start : start + _COUNTER] = counter.to_bytes(_COUNTER)
 
     def _read(self) -> KillMap:
+        """What is in force now. A file in which no half is whole stops everything."""
+        halves = sorted(((int.from_bytes(self._counter(half)), half) for half in (0, 1)), reverse=True)
         stops = KillMap()
-        length = int.from_bytes(self._memory[_COUNTER:_LENGTH])
-        for kill in orjson.loads(self._memory[_BODY : _BODY + length]) if length else ():
-            stops.apply(FeedKill.from_wire(kill))
+        for counter, half in halves:
+            if counter == 0:  # never written, so nothing was ever stopped
+                return stops
+            body = self._body(half)
+            if body is not None:
+                for kill in orjson.loads(body):
+                    stops.apply(FeedKill.from_wire(kill))
+                return stops
+        stops.apply(_EVERYTHING)
         return stops
+
+    def _body(self, half: int) -> bytes | None:
+        """The body of a half; None when it is being written, or was when its writer died."""
+        start = half * _HALF
+        numbers = self._memory[start + _COUNTER : start + _CHECKSUM]
+        length = int.from_bytes(numbers[:4])
+        if length > LONGEST:
+            return None
+        body = self._memory[start + _CHECKSUM : start + _CHECKSUM + length]
+        return body if zlib.crc32(body) == int.from_bytes(numbers[4:]) else None

@@ -77,7 +77,9 @@ class Feed:
         """Begin to follow."""
         with self._ledger.read() as r:
             self._position = r.head().size - 1
-        self._tasks = [asyncio.create_task(each) for each in (self._follow(), self._beat(), self._write_acks())]
+        self._tasks = [
+            asyncio.create_task(each) for each in (self._follow(), self._beat(), self._touch(), self._write_acks())
+        ]
 
     async def stop(self) -> None:
         """End every stream, so that the server can drain."""
@@ -182,23 +184,23 @@ class Feed:
                 version = self._ledger.data_version()
                 if version != self._version or self._poke.is_set():
                     self._poke.clear()
-                    self._version = version
-                    self._catch_up()
+                    with self._ledger.read() as r:
+                        self._catch_up(r)
+                    self._version = version  # not before: what could not be read must be looked at again
             except LedgerUnavailable as error:
                 log.error("feed_cannot_read", error=str(error))
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._poke.wait()
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, r: Reader) -> None:
         """Tell listeners of every kill since the last look."""
-        with self._ledger.read() as r:
-            head = r.head()
-            if head.size - 1 <= self._position:
-                return
-            kills = views.feed(r, after=self._position)
-            times = views.kill_times(r, after=self._position) if kills else {}
-            self._position = head.size - 1
+        head = r.head()
+        if head.size - 1 <= self._position:
+            return
+        kills = views.feed(r, after=self._position)
+        times = views.kill_times(r, after=self._position) if kills else {}
+        self._position = head.size - 1
         for kill in kills:
             for listener in self._listeners.values():
                 listener.owed[kill.seq] = times[kill.seq]
@@ -209,25 +211,34 @@ class Feed:
             listener.send(event)
 
     async def _beat(self) -> None:
-        """Every second: a heartbeat from a fresh read, or none at all; and last-contact columns, coalesced."""
+        """Every second: a heartbeat from a fresh read, or none at all."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             if not self._listeners:
                 continue
             try:
                 with self._ledger.read() as r:
+                    self._catch_up(r)  # a heartbeat vouches for every kill before it
                     beats = [(listener, _heartbeat(r, listener.stamp)) for listener in self._listeners.values()]
-                for listener, event in beats:
-                    listener.send(event)
-                seen = [
-                    (listener.instance, listener.position) for listener in self._listeners.values() if listener.heard
-                ]
-                for listener in self._listeners.values():
-                    listener.heard = False
-                if seen:
-                    await self._writer.submit(TouchInstances(seen))
             except LedgerUnavailable as error:
                 log.error("no_heartbeat", error=str(error))
+                continue
+            for listener, event in beats:
+                listener.send(event)
+
+    async def _touch(self) -> None:
+        """Every second: who was heard of, coalesced. Apart from the heartbeats, which no write may delay."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            seen = [listener for listener in self._listeners.values() if listener.heard]
+            if not seen:
+                continue
+            for listener in seen:
+                listener.heard = False
+            try:
+                await self._writer.submit(TouchInstances([(each.instance, each.position) for each in seen]))
+            except LedgerUnavailable as error:
+                log.error("last_contact_not_written", error=str(error))
 
     async def _write_acks(self) -> None:
         """Record acknowledgements, as many together as arrive meanwhile. One that cannot be written is kept."""
