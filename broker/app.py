@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from broker.config import Config
 from broker.errors import ConfigurationInvalid, TaskpassError
 from broker.keys import Keyring, Sealer
-from broker.ledger import LedgerUnavailable, Now
+from broker.ledger import LedgerStopped, LedgerUnavailable, Now
 from broker.ledger.commands.admin import FirstKeys, PublishNextKey, RefuseReload, Started, StopIssuance, Together
 from broker.ledger.proofs import Proofs
 from broker.ledger.spool import Spool
@@ -49,7 +49,9 @@ class Role(Flag):
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A running broker process. `reload` is for SIGHUP."""
+    """A running broker process. `unusable` is settled when its ledger was rolled back, replaced or found damaged: then
+    the process must end.
+    """
 
     app: FastAPI
     broker: Broker
@@ -60,6 +62,7 @@ class Process:
     proofs: Proofs
     keyring: Keyring
     provisional: ProvisionalKills
+    unusable: "asyncio.Future[LedgerStopped]"
 
 
 def wall_clock() -> int:
@@ -104,9 +107,11 @@ async def running(config: Config, *, role: Role = Role.ALL, now: Now = wall_cloc
         if feed is not None:
             feed.poke()
 
-    writer = Writer(ledger=ledger, loop=asyncio.get_running_loop(), on_commit=committed)
+    loop = asyncio.get_running_loop()
+    unusable: asyncio.Future[LedgerStopped] = loop.create_future()
+    writer = Writer(ledger=ledger, loop=loop, on_commit=committed, on_stop=unusable.set_result)
     feed = Feed(ledger=ledger, writer=writer, now=now) if Role.CONTROL in role else None
-    process = _assemble(config, role=role, ledger=ledger, writer=writer, feed=feed, now=now)
+    process = _assemble(config, role=role, ledger=ledger, writer=writer, feed=feed, unusable=unusable, now=now)
     upkeep = Upkeep(_chores(config, process, role))
     try:
         await _start(process, role)
@@ -125,7 +130,14 @@ async def running(config: Config, *, role: Role = Role.ALL, now: Now = wall_cloc
 
 
 def _assemble(
-    config: Config, *, role: Role, ledger: SqliteLedger, writer: Writer, feed: Feed | None, now: Now
+    config: Config,
+    *,
+    role: Role,
+    ledger: SqliteLedger,
+    writer: Writer,
+    feed: Feed | None,
+    unusable: "asyncio.Future[LedgerStopped]",
+    now: Now,
 ) -> Process:
     iss = config.issuer
     keyring = Keyring(ledger=ledger, sealer=sealer_of(config), now=now)
@@ -208,7 +220,7 @@ def _assemble(
         ready=lambda: _not_ready(ledger, rules),
         tokens=Role.TOKENS in role,
     )
-    return Process(app, broker, ledger, writer, feed, chores, proofs, keyring, provisional)
+    return Process(app, broker, ledger, writer, feed, chores, proofs, keyring, provisional, unusable)
 
 
 def _not_ready(ledger: SqliteLedger, rules: RulesInForce) -> list[str]:

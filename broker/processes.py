@@ -24,6 +24,7 @@ import uvicorn
 from broker.app import Process, Role, running
 from broker.config import Config, load_config, split_listen
 from broker.errors import TaskpassError
+from broker.ledger import LedgerStopped
 from broker.log import configure_logging
 from broker.model import SystemCaller
 
@@ -33,6 +34,8 @@ _BACKLOG = 2_048
 _GRACE_S = 5
 _READY_WITHIN_S = 60
 _RESTART_PAUSE_S = 1.0
+_LEDGER_UNUSABLE = 3
+"""Exit code of a process whose ledger was rolled back, replaced or damaged: restarting it would not help."""
 
 
 class _Server(uvicorn.Server):
@@ -78,7 +81,18 @@ async def serve_one(config: Config, *, role: Role, listening: socket.socket, rea
             process=process,
             ready=ready,
         )
+        ending = asyncio.ensure_future(_end_with_the_ledger(process, server))
         await server.serve([listening])
+        ending.cancel()
+        if process.unusable.done():
+            raise process.unusable.result()
+
+
+async def _end_with_the_ledger(process: Process, server: uvicorn.Server) -> None:
+    """Stop serving when the ledger must not be used any more: nothing may be answered from a rolled-back one."""
+    why = await process.unusable
+    log.critical("ledger_unusable", why=str(why), internal=why.internal)
+    server.should_exit = True
 
 
 def _reload_on_hangup(process: Process) -> None:
@@ -138,6 +152,7 @@ class Supervisor:
         self._children = [_Child("control", Role.CONTROL, control)]
         self._children += [_Child(f"worker-{n}", Role.TOKENS, tokens) for n in range(config.serve.workers)]
         self._stopping = False
+        self._exit_code = 0
 
     def run(self) -> int:
         """Start everything and watch it until a signal. Returns the exit code."""
@@ -153,7 +168,7 @@ class Supervisor:
         while not self._stopping:
             self._watch()
         self._join()
-        return 0
+        return self._exit_code
 
     def _start(self, child: _Child) -> bool:
         """Start one process and wait until it is ready. False when it could not."""
@@ -180,7 +195,12 @@ class Supervisor:
             child = alive[sentinel]
             if self._stopping:
                 return
-            log.error("process_died", process=child.name, exit_code=child.process.exitcode if child.process else None)
+            exit_code = child.process.exitcode if child.process else None
+            log.error("process_died", process=child.name, exit_code=exit_code)
+            if exit_code == _LEDGER_UNUSABLE:
+                self._exit_code = 1
+                self._stop()
+                return
             if time.monotonic() - child.started < _RESTART_PAUSE_S:
                 time.sleep(_RESTART_PAUSE_S)
             self._start(child)
@@ -222,6 +242,9 @@ def _child_main(config_path: Path, role: Role, listening: socket.socket, ready: 
         import uvloop
 
         uvloop.run(serve_one(config, role=role, listening=listening, ready=tell))
+    except LedgerStopped as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(_LEDGER_UNUSABLE)
     except TaskpassError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(1)
