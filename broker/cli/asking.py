@@ -72,4 +72,4 @@ def credential_json(credential: Credential) -> dict[str, Any]:
         "task": credential.task,
         "decision_id": credential.decision_id,
     }
-    return {name: value for name, value in body.items() if value not in (None, [])}
+    return {name: value for name, value in body.items() if value not in (None, "", [])}

@@ -37,5 +37,4 @@ def token(
     output = Output.current()
     output.one(credential_json(credential), human=lambda: credential.token, name=lambda: credential.decision_id)
     if output.for_people and sys.stderr.isatty() and sys.stdout.isatty():
-        scope = " ".join(credential.scope)
-        output.note(f"{credential.decision_id}: {scope}, for {credential.expires_in} s, under {credential.task}")
+        output.note(f"{credential.decision_id}: for {credential.expires_in} s, under {credential.task}")
