@@ -112,9 +112,10 @@ async def running(config: Config, *, role: Role = Role.ALL, now: Now = wall_cloc
     writer = Writer(ledger=ledger, loop=loop, on_commit=committed, on_stop=unusable.set_result)
     feed = Feed(ledger=ledger, writer=writer, now=now) if Role.CONTROL in role else None
     process = _assemble(config, role=role, ledger=ledger, writer=writer, feed=feed, unusable=unusable, now=now)
-    upkeep = Upkeep(_chores(config, process, role))
+    entry = _Entry(process, role=role, now=now)
+    upkeep = Upkeep([*_chores(config, process, role), Chore("entry", 1.0, entry.make)])
     try:
-        await _start(process, role)
+        await _start(process, entry)
         upkeep.start()
         yield process
     finally:
@@ -251,41 +252,68 @@ def _chores(config: Config, process: Process, role: Role) -> list[Chore]:
     return every
 
 
-async def _start(process: Process, role: Role) -> None:
-    """Load the rules, and begin to follow the ledger."""
-    admin = process.broker.admin
-    if Role.CONTROL in role:
-        await _load_files(process)
-        await process.chores.keys()
-    await admin.catch_up()
-    process.keyring.refresh()
+async def _start(process: Process, entry: "_Entry") -> None:
+    """Follow the ledger, with every kill in force, then enter what this process begins with.
+
+    When the ledger cannot be written now, that waits: the kill switch is needed most while something is broken.
+    """
+    has_rules = bool(process.ledger.head.registry_hash)
+    if has_rules:
+        await process.broker.admin.catch_up()
     if process.feed is not None:
         await process.feed.start()
         process.provisional.restore()
-    await process.writer.submit(Started(role.name or "all", _version()))
-
-
-async def _load_files(process: Process) -> None:
-    """Put the files on disk in force. With files that do not load, the last committed rules stay for the kill switch,
-    and issuance stops; on a ledger that has none, the process cannot start.
-    """
-    admin = process.broker.admin
-    has_rules = bool(process.ledger.head.registry_hash)
-    if has_rules:
-        await admin.catch_up()
     try:
-        loaded = await asyncio.to_thread(admin.read_files)
-    except ConfigurationInvalid as error:
+        await entry.make()
+    except LedgerStopped:
+        raise
+    except LedgerUnavailable as error:
         if not has_rules:
             raise
-        log.critical("registry_invalid", problems=[str(problem) for problem in error.problems])
-        why = f"{error.sentence} Mend the files and reload."
-        problems = [str(problem) for problem in error.problems] or [error.sentence]
-        await process.writer.submit(Together([RefuseReload("all", problems, "taskpass"), StopIssuance(why)]))
-        return
-    await process.writer.submit(Together([*admin.commands(loaded, "taskpass", "start"), StopIssuance(None)]))
-    for problem in loaded.registry.problems(wall_clock()):
-        log.warning("agent_blocked", problem=str(problem))
+        log.critical("started_without_writing", error=str(error), internal=error.internal)
+    process.keyring.refresh()
+
+
+class _Entry:
+    """What a process writes to the ledger when it begins: the rules on disk, its keys, and that it started."""
+
+    def __init__(self, process: Process, *, role: Role, now: Now) -> None:
+        self._process = process
+        self._role = role
+        self._now = now
+        self._made = False
+
+    async def make(self) -> None:
+        """Write it, unless that is done. Raises LedgerUnavailable, and ConfigurationInvalid for files that do not load
+        on a ledger without rules.
+        """
+        if self._made:
+            return
+        if Role.CONTROL in self._role:
+            await self._load_files()
+            await self._process.chores.keys()
+        await self._process.broker.admin.catch_up()
+        await self._process.writer.submit(Started(self._role.name or "all", _version()))
+        self._made = True
+
+    async def _load_files(self) -> None:
+        """Put the files on disk in force. With files that do not load, the last committed rules stay for the kill
+        switch, and issuance stops; on a ledger that has none, the process cannot start.
+        """
+        admin, writer = self._process.broker.admin, self._process.writer
+        try:
+            loaded = await asyncio.to_thread(admin.read_files)
+        except ConfigurationInvalid as error:
+            if not self._process.ledger.head.registry_hash:
+                raise
+            problems = [str(problem) for problem in error.problems] or [error.sentence]
+            log.critical("registry_invalid", problems=problems)
+            why = f"{error.sentence} Mend the files and reload."
+            await writer.submit(Together([RefuseReload("all", problems, "taskpass"), StopIssuance(why)]))
+            return
+        await writer.submit(Together([*admin.commands(loaded, "taskpass", "start"), StopIssuance(None)]))
+        for problem in loaded.registry.problems(self._now()):
+            log.warning("agent_blocked", problem=str(problem))
 
 
 def _version() -> str:

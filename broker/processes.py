@@ -81,6 +81,7 @@ async def serve_one(config: Config, *, role: Role, listening: socket.socket, rea
             process=process,
             ready=ready,
         )
+        _end_with_the_supervisor(server)
         ending = asyncio.ensure_future(_end_with_the_ledger(process, server))
         await server.serve([listening])
         ending.cancel()
@@ -95,6 +96,21 @@ async def _end_with_the_ledger(process: Process, server: uvicorn.Server) -> None
     server.should_exit = True
 
 
+def _end_with_the_supervisor(server: uvicorn.Server) -> None:
+    """A process whose supervisor was killed would keep the port, with nobody to restart or stop it."""
+    supervisor = multiprocessing.parent_process()
+    if supervisor is None:
+        return
+    loop, sentinel = asyncio.get_running_loop(), int(supervisor.sentinel)
+
+    def end() -> None:
+        loop.remove_reader(sentinel)
+        log.critical("supervisor_died")
+        server.should_exit = True
+
+    loop.add_reader(sentinel, end)
+
+
 def _reload_on_hangup(process: Process) -> None:
     loop = asyncio.get_running_loop()
     running_reloads: set[asyncio.Task[None]] = set()
@@ -105,6 +121,8 @@ def _reload_on_hangup(process: Process) -> None:
             log.info("reloaded")
         except TaskpassError as error:
             log.error("reload_refused", problems=str(error))
+        except Exception as error:  # noqa: BLE001  (a reload that fails must leave the process as it is)
+            log.error("reload_failed", error=repr(error))
 
     def hangup() -> None:
         task = loop.create_task(reload())
@@ -179,6 +197,8 @@ class Supervisor:
         process.start()
         sender.close()
         child.process, child.started = process, time.monotonic()
+        if self._stopping:  # the signal came in between, and did not find this one
+            process.terminate()
         with receiver:
             ready = wait([receiver, process.sentinel], timeout=_READY_WITHIN_S)
             if receiver in ready:

@@ -30,7 +30,7 @@ class Stops:
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
-        self._seen = bytes()  # the counters that `_map` was read under
+        self._seen = b""  # the counters that `_map` was read under
         self._map = KillMap()
 
     @classmethod
@@ -40,7 +40,7 @@ class Stops:
         try:
             missing = 2 * _HALF - os.fstat(descriptor).st_size
             if missing > 0:
-                os.posix_fallocate(descriptor, 2 * _HALF - missing, missing)
+                os.pwrite(descriptor, bytes(missing), 2 * _HALF - missing)
             return cls(mmap.mmap(descriptor, 2 * _HALF))
         finally:
             os.close(descriptor)

@@ -4,8 +4,9 @@ It has an id and no position, and never claims more than "in force here, not yet
 """
 
 import secrets
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -13,7 +14,7 @@ import structlog
 
 from broker.ledger import LedgerUnavailable
 from broker.ledger.commands.guards import Stale
-from broker.ledger.commands.kills import Kill, Killed
+from broker.ledger.commands.kills import Kill, Killed, KillRefused
 from broker.ledger.spool import Spool
 from broker.ledger.writer import Writer
 from broker.model import Selector, Target
@@ -47,7 +48,10 @@ class ProvisionalKills:
         self._became: dict[str, str] = {}  # provisional id -> the durable kill's
 
     def put(self, kill: Kill, matches: tuple[tuple[Match, str], ...]) -> dict[str, Any]:
-        """Put a kill in force: workers first, then verifiers, then the reserved space."""
+        """Put a kill in force: workers first, then verifiers, then the reserved space. Asking again changes nothing."""
+        for known, waiting in self._waiting.items():
+            if (waiting.kill.selector, waiting.kill.hold, waiting.feed.matches) == (kill.selector, kill.hold, matches):
+                return self.answer(known) or {}
         feed = FeedKill(id=f"prv_{secrets.token_hex(8)}", seq=-1, matches=matches, provisional=True)
         waiting = self._waiting[feed.id] = _Waiting(kill, feed, self._now(), None)
         self._tell_workers()
@@ -100,27 +104,38 @@ class ProvisionalKills:
                 outcome = await self._writer.submit_priority(waiting.kill)
             except LedgerUnavailable:
                 return
-            if isinstance(outcome, Stale):
-                waiting.kill = _for_registry(waiting.kill, outcome.registry_hash)
+            except Exception as error:  # noqa: BLE001  (stays in force; must not keep the others from being written)
+                log.critical("kill_not_written", kill=provisional_id, error=repr(error))
                 continue
-            durable = None
-            if isinstance(outcome, Killed):
-                durable = FeedKill(id=outcome.id, seq=outcome.seq, matches=outcome.matches)
-                self._became[provisional_id] = outcome.id
-            del self._waiting[provisional_id]
-            self._feed.withdraw(provisional_id, durable)
-            self._tell_workers()
-            if waiting.slot is not None and self._spool is not None:
+            if isinstance(outcome, Stale):  # whom it names was fixed when it was put in force
+                waiting.kill = replace(waiting.kill, registry_hash=outcome.registry_hash)
+                continue
+            self._settle(provisional_id, waiting, outcome)
+
+    def _settle(self, provisional_id: str, waiting: _Waiting, outcome: Killed | KillRefused) -> None:
+        """The durable kill takes over, or there was nothing to kill."""
+        durable = None
+        if isinstance(outcome, Killed):
+            durable = FeedKill(id=outcome.id, seq=outcome.seq, matches=outcome.matches)
+            self._became[provisional_id] = outcome.id
+        del self._waiting[provisional_id]
+        self._feed.withdraw(provisional_id, durable)
+        self._tell_workers()
+        log.warning("kill_durable_now", kill=provisional_id, became=durable.id if durable else None)
+        if waiting.slot is not None and self._spool is not None:
+            try:
                 self._spool.clear(waiting.slot)
-            log.warning("kill_durable_now", kill=provisional_id, became=durable.id if durable else None)
+            except LedgerUnavailable as error:  # it would be written once more after a restart, and change nothing
+                log.error("spool_not_cleared", kill=provisional_id, error=str(error))
 
     def _tell_workers(self) -> None:
         self._stops.write([waiting.feed for waiting in self._waiting.values()])
 
 
 def _record(waiting: _Waiting) -> bytes:
+    """As spooled. Compressed, because an owner's kill names every agent and a slot is small."""
     kill = waiting.kill
-    return orjson.dumps(
+    body = orjson.dumps(
         {
             "feed": waiting.feed.to_wire(),
             "since": waiting.since,
@@ -135,10 +150,11 @@ def _record(waiting: _Waiting) -> bytes:
             "alarm": kill.alarm,
         }
     )
+    return zlib.compress(body, 9)
 
 
 def _from_record(record: bytes, slot: int) -> _Waiting:
-    body = orjson.loads(record)
+    body = orjson.loads(zlib.decompress(record))
     kill = Kill(
         selector=Selector(Target(body["target"]), body["value"]),
         reason=body["reason"],
@@ -150,17 +166,3 @@ def _from_record(record: bytes, slot: int) -> _Waiting:
         alarm=body["alarm"],
     )
     return _Waiting(kill, FeedKill.from_wire(body["feed"]), body["since"], slot)
-
-
-def _for_registry(kill: Kill, registry_hash: str) -> Kill:
-    """The same kill under a registry that was loaded since: whom it names was fixed when it was put in force."""
-    return Kill(
-        selector=kill.selector,
-        reason=kill.reason,
-        actor=kill.actor,
-        hold=kill.hold,
-        registry_hash=registry_hash,
-        agents=kill.agents,
-        audience=kill.audience,
-        alarm=kill.alarm,
-    )
