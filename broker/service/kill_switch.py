@@ -149,13 +149,13 @@ class KillSwitch:
 
     async def resume(self, caller: Caller, agent_id: str, *, reason: str) -> dict[str, Any]:
         """Lift every hold on the agent. Nothing revives: it asks anew. Raises NotFound, Conflict when not paused."""
-        rules = self._rules.current
-        agent = rules.registry.agents.get(agent_id)
+        selector = Selector(Target.AGENT, agent_id)
+        operator = need(caller, Right.RESUME, owners=self._owners(selector))
+        agent = self._rules.current.registry.agents.get(agent_id)
         if agent is None:
             raise NotFound(f"There is no agent {agent_id[:80]}.")
-        operator = need(caller, Right.RESUME, owners=frozenset({agent.owner}))
         lifted = await self._writer.submit_priority(
-            LiftHolds(actor=operator.id, reason=_checked(reason), selector=Selector(Target.AGENT, agent_id))
+            LiftHolds(actor=operator.id, reason=_checked(reason), selector=selector)
         )
         if not lifted:
             raise Conflict(f"Agent {agent_id} is not paused.")
@@ -165,9 +165,10 @@ class KillSwitch:
         """Lift one hold. Raises NotFound."""
         with self._ledger.read() as r:
             row = views.hold(r, hold_id)
+        placed_on = Selector(Target(row.target), row.value) if row else Selector(Target.ALL)
+        operator = need(caller, Right.RESUME, owners=self._owners(placed_on))
         if row is None:
             raise NotFound(f"There is no hold {hold_id[:80]}.")
-        operator = need(caller, Right.RESUME, owners=self._owners(Selector(Target(row.target), row.value)))
         lifted = await self._writer.submit_priority(LiftHolds(actor=operator.id, reason=_checked(reason), hold=hold_id))
         if not lifted:
             raise Conflict(f"Hold {hold_id} was lifted before.")
@@ -257,8 +258,8 @@ class KillSwitch:
 
     def _command(self, caller: Caller, selector: Selector, *, reason: str, hold: bool | None) -> Kill:
         rules = self._rules.current
+        operator = need(caller, Right.KILL, owners=self._owners(selector))  # first: what exists is not for everyone
         agents, audience = self._expand(rules, selector)
-        operator = need(caller, Right.KILL, owners=self._owners(selector))
         return Kill(
             selector=selector,
             reason=_checked(reason),

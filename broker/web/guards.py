@@ -12,7 +12,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from starlette.routing import BaseRoute, Route
 
-from broker.errors import Forbidden, TaskpassError
+from broker.errors import Forbidden, NotFound, TaskpassError
 from broker.model import Caller
 from broker.service import Broker
 from broker.service.callers import kind_of
@@ -85,6 +85,10 @@ GUARDS: dict[tuple[str, str], Guard] = {
 async def guard(request: Request) -> None:
     """Authenticate the caller of a guarded route and leave it in the request's state."""
     broker: Broker = request.app.state.broker
+    if not request.scope[
+        "path"
+    ].isprintable():  # the router takes a path with a newline at its end for the path without
+        raise NotFound("There is no such path.")
     path = request.scope["route"].path
     row = GUARDS[request.method, path]
     if row.kinds is None:

@@ -67,6 +67,8 @@ class TokenEndpoint:
 
 async def _read(scope: Scope, receive: Receive, limit: int) -> tuple[str | None, bytes]:
     """Content type and bounded body of the request. Raises Malformed."""
+    if not scope["path"].isprintable():  # as in `guards.guard`
+        raise NotFound("There is no such path.")
     types = [value for name, value in scope["headers"] if name == b"content-type"]
     if len(types) > 1:
         raise Malformed("Content-Type is repeated.")
