@@ -5,7 +5,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -32,9 +32,12 @@ def play(*, host: str, port: int, directory: Path | None, tell: Tell) -> None:
         url = f"http://{_bracketed(host)}:{listening.getsockname()[1]}"
         config = _config(place, url, listening)
         configure_logging("warning", "console")
-        uvloop.run(
-            serve_one(config, role=Role.ALL, listening=listening, ready=lambda: tell(url, place, directory is not None))
-        )
+        with suppress(KeyboardInterrupt):  # how it is meant to be stopped
+            uvloop.run(
+                serve_one(
+                    config, role=Role.ALL, listening=listening, ready=lambda: tell(url, place, directory is not None)
+                )
+            )
 
 
 @contextmanager
