@@ -344,11 +344,14 @@ def _delivered(events: Sequence[Event], transcript: Transcript, audiences: Mappi
         for name, value in same.items():
             if event[name] != value:
                 yield f"3: {claims['jti']} was delivered with {name} {value}, and recorded with {event[name]}"
-        if set(claims["scope"].split()) != set(event["actions"]) or claims["aud"] != audiences[event["resource"]]:
-            yield f"7: {claims['jti']} opens {claims['aud']} for {claims['scope']!r}, not what was decided"
-        granted = (claims.get("authorization_details") or [{}])[0].get("parameters", {})
-        if granted != event.get("parameters", {}):
+        details = claims.get("authorization_details") or []
+        granted = {*claims.get("scope", "").split(), *(action for each in details for action in each["actions"])}
+        if granted != set(event["actions"]) or claims["aud"] != audiences[event["resource"]]:
+            yield f"7: {claims['jti']} opens {claims['aud']} for {sorted(granted)}, not what was decided"
+        if any(each.get("parameters", {}) != event.get("parameters", {}) for each in details):
             yield f"7: {claims['jti']} carries other parameters than were decided"
+        if "parameters" in event and not details:
+            yield f"7: {claims['jti']} carries no parameters, and was granted with some"
         if claims["jti"] in failed:
             yield f"3: {claims['jti']} was delivered and is recorded as failed"
     for name, values in (

@@ -35,9 +35,9 @@ READY_WITHIN_S = 30
 class Site:
     """One configured broker with a new ledger: six agents of two owners that read invoices and propose credits."""
 
-    def __init__(self, directory: Path, *, create_ledger: bool = True) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        port = _two_free_ports()
+        port = two_free_ports()
         self.issuer, self.control = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}"
         self._idp = Signer(private_key=ec.generate_private_key(ec.SECP256R1()))
         jwks = directory / "idp.json"
@@ -48,8 +48,7 @@ class Site:
         self.config_path = broker / "taskpass.toml"
         self.registry = broker / "registry"
         self._operator = _signer(broker / "keys" / "operator.pem")
-        if create_ledger:
-            create(self.config)
+        create(self.config)
 
     @property
     def config(self) -> Config:
@@ -73,7 +72,7 @@ class Site:
         return signer.sign(typ, {**claims, "jti": jti or secrets.token_hex(12)})
 
 
-def _two_free_ports() -> int:
+def two_free_ports() -> int:
     """A port with a free one after it, neither likely to be given away before it is used."""
     while True:
         with socket.socket() as first, socket.socket() as second:

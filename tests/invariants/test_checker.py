@@ -227,7 +227,12 @@ def replaced(position: int, **members: Any) -> Callable[[Transcript], None]:
         pytest.param(replaced(4, header={"kid": "k0"}), "3", id="another key"),
         pytest.param(replaced(4, scope="invoices:read invoices:write"), "7", id="a wider scope"),
         pytest.param(replaced(4, aud="https://payments.example.com"), "7", id="another audience"),
-        pytest.param(replaced(4, authorization_details=[{"parameters": {"amount_cents": 1}}]), "7", id="parameters"),
+        pytest.param(
+            replaced(4, authorization_details=[{"actions": [], "parameters": {"amount_cents": 1}}]),
+            "7",
+            id="parameters",
+        ),
+        pytest.param(replaced(4, authorization_details=[{"actions": ["invoices:write"]}]), "7", id="wider details"),
         pytest.param(replaced(5, sent=7.0), "1", id="asked for after the kill was acknowledged"),
         pytest.param(lambda script: script.tokens.append(script.tokens[0]), "8", id="delivered twice"),
         pytest.param(lambda script: script.kills.append(Killing(1, 2, 5)), "1", id="a kill that is not in the ledger"),

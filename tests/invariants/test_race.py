@@ -1,0 +1,183 @@
+"""Kill against issue: two token workers and a control process on one SQLite file, everybody as fast as they can.
+
+`TASKPASS_SOAK=<seconds>` makes the same run longer.
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from broker.ledger.verify import verify_ledger
+from tests.invariants.checker import Facts, Transcript, check, killer_of, read_ledger
+from tests.invariants.kit import AGENTS, AUDIENCES, OWNERS, Client, Site, bearer, child, two_free_ports
+
+pytestmark = pytest.mark.e2e
+
+SECONDS = float(os.environ.get("TASKPASS_SOAK", "12"))
+ISSUERS = 12  # concurrent clients of each worker
+ENOUGH_KILLS = 100
+
+
+class Run:
+    """The clients of one run, and what they share."""
+
+    def __init__(self, site: Site, workers: list[str]) -> None:
+        self.site, self.workers = site, workers
+        self.transcript = Transcript()
+        self.compact: dict[str, str] = {}  # jti -> token
+        self.tasks: list[tuple[str, str]] = []  # (agent, task)
+        self.answers: Counter[str] = Counter()
+        self.until = time.monotonic() + SECONDS
+
+    @property
+    def going(self) -> bool:
+        return time.monotonic() < self.until
+
+    async def play(self) -> None:
+        """Everything at once, until the time is over; then ask about every token of the last moments."""
+        async with httpx2.AsyncClient(base_url=self.site.control, timeout=30) as http:
+            operator = Client(self.site, http, self.transcript)
+            await operator.login()
+            async with asyncio.TaskGroup() as group:
+                for number, worker in enumerate(self.workers):
+                    for each in range(ISSUERS):
+                        group.create_task(self._issue(worker, random.Random(number * 1000 + each)))
+                    group.create_task(self._work(worker))
+                group.create_task(self._kill(operator, random.Random(1)))
+                group.create_task(self._look(operator, random.Random(2)))
+            for hold in (await operator.operate("GET", "/v1/holds")).json():
+                await operator.operate("POST", f"/v1/holds/{hold['id']}/lift", {"reason": "over"})
+            for jti in random.Random(3).sample(sorted(self.compact), min(300, len(self.compact))):
+                await operator.introspect(self.compact[jti])
+
+    async def _issue(self, worker: str, dice: random.Random) -> None:
+        async with httpx2.AsyncClient(base_url=worker, timeout=30) as http:
+            client = Client(self.site, http, self.transcript)
+            while self.going:
+                agent, form = dice.choice(AGENTS), {}
+                if self.tasks and dice.random() < 0.4:
+                    agent, form["task"] = dice.choice(self.tasks[-20:])
+                if dice.random() < 0.3:
+                    form["resource"] = AUDIENCES["credits"]
+                    form["authorization_details"] = (
+                        '[{"type":"task_action","actions":["credits:propose"],'
+                        '"parameters":{"invoice":"INV-1","amount_cents":100}}]'
+                    )
+                replay = (
+                    self.transcript.tokens[-1].assertion if self.transcript.tokens and dice.random() < 0.02 else None
+                )
+                response = await client.token(agent, assertion=replay, **form)
+                body = response.json()
+                if response.status_code == 200:
+                    assert replay is None
+                    jti = f"grt_{body['decision_id'].removeprefix('dec_')}"
+                    self.compact[jti] = body["access_token"]
+                self.answers["issued" if response.status_code == 200 else body.get("outcome") or body["error"]] += 1
+
+    async def _work(self, worker: str) -> None:
+        """Open and end tasks."""
+        async with httpx2.AsyncClient(base_url=worker, timeout=30) as http:
+            for number in range(100_000):
+                if not self.going:
+                    return
+                agent = AGENTS[number % len(AGENTS)]
+                body = {"purpose": "race", "trigger": {"kind": "agent"}}
+                response = await http.post("/v1/tasks", headers=bearer(self.site.assertion(agent)), json=body)
+                if response.status_code == 201:
+                    self.tasks.append((agent, response.json()["id"]))
+                if len(self.tasks) > 10 and number % 3 == 0:
+                    owner, task = self.tasks.pop(0)
+                    await http.post(f"/v1/tasks/{task}/end", headers=bearer(self.site.assertion(owner)))
+                await asyncio.sleep(0.01)
+
+    async def _kill(self, operator: Client, dice: random.Random) -> None:
+        """Kills of every kind; what is held is let go again soon, so that there is always something to kill."""
+        while self.going:
+            target, value = self._victim(dice)
+            response = await operator.kill(target, value, hold=None if dice.random() < 0.8 else False)
+            no_next_key = target == "key" and response.status_code == 409
+            assert response.status_code in (201, 404) or no_next_key, response.text
+            self.answers[f"kill {target} {response.status_code}"] += 1
+            await asyncio.sleep(dice.random() * 0.02)
+            if target == "agent" and dice.random() < 0.5:
+                resumed = await operator.operate("POST", f"/v1/agents/{value}/resume", {"reason": "race"})
+                assert resumed.status_code in (200, 409), resumed.text
+            for hold in (await operator.operate("GET", "/v1/holds")).json():
+                lifted = await operator.operate("POST", f"/v1/holds/{hold['id']}/lift", {"reason": "race"})
+                assert lifted.status_code == 200, lifted.text
+
+    def _victim(self, dice: random.Random) -> tuple[str, str]:
+        kind = dice.choices(("agent", "owner", "resource", "all", "task", "grant", "key"), (8, 3, 3, 1, 4, 4, 0.3))[0]
+        if kind == "agent":
+            return kind, dice.choice(AGENTS)
+        if kind == "owner":
+            return kind, dice.choice(OWNERS)
+        if kind == "resource":
+            return kind, dice.choice(("invoices", "credits"))
+        if kind == "task" and self.tasks:
+            return kind, dice.choice(self.tasks[-10:])[1]
+        if kind in ("grant", "task") and self.transcript.tokens:
+            return "grant", self.transcript.tokens[-1].claims["jti"]
+        if kind == "key" and self.transcript.tokens:
+            return kind, self.transcript.tokens[-1].header["kid"]
+        return "all", ""
+
+    async def _look(self, operator: Client, dice: random.Random) -> None:
+        """Introspect tokens of the last moments while all this goes on."""
+        while self.going:
+            await asyncio.sleep(0.02)
+            if self.compact:
+                await operator.introspect(self.compact[dice.choice(list(self.compact)[-30:])])
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[tuple[Site, list[str]]]:
+    site = Site(tmp_path)
+    with ExitStack() as stack:
+        stack.enter_context(child(site, "control"))
+        second = f"http://127.0.0.1:{two_free_ports()}"
+        for address in (site.issuer, second):
+            stack.enter_context(child(site, "tokens", address.removeprefix("http://")))
+        yield site, [site.issuer, second]
+
+
+def test_no_credential_is_issued_under_a_kill_by_two_workers(workers, capsys: pytest.CaptureFixture[str]) -> None:
+    site, urls = workers
+    run = Run(site, urls)
+    asyncio.run(run.play())
+
+    facts = read_ledger(site.ledger)
+    assert check(facts, run.transcript, audiences=AUDIENCES) == []
+    assert not [each for each in verify_ledger(site.ledger).findings if not each.warning]
+    with capsys.disabled():
+        print(_figures(run, facts))
+    assert len(run.transcript.kills) >= ENOUGH_KILLS
+    assert run.answers["issued"] > 1_000
+    assert run.answers["held"] > 100
+
+
+def _figures(run: Run, facts: Facts) -> str:
+    events = facts.events
+    late = [token for token in run.transcript.tokens if killer_of(events, token.claims, token.header["kid"])]
+    kills = {kill.position: kill for kill in run.transcript.kills}
+    on_arrival = sum(
+        (killer := killer_of(events, token.claims, token.header["kid"])) in kills
+        and kills[killer].received < token.received
+        for token in late
+    )
+    waits = sorted(kill.received - kill.sent for kill in run.transcript.kills)
+    return (
+        f"\n  {sum(n for name, n in run.answers.items() if not name.startswith('kill'))} attempts, "
+        f"{run.answers['issued']} issued, {len(late)} of them killed ({on_arrival} dead on arrival), "
+        f"{len(kills)} kills (median {waits[len(waits) // 2] * 1000:.0f} ms, "
+        f"slowest {waits[-1] * 1000:.0f} ms), {len(events)} events, "
+        f"{len(run.transcript.introspections)} introspections, no violation\n  {dict(run.answers)}"
+    )
