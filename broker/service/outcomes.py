@@ -35,8 +35,9 @@ def refusal_error(refused: Refused, *, grant: str) -> TaskpassError:
 
 def never(decision: policies.Never, agent: Agent) -> AccessDenied:
     """Policy says that no agent, or not this one, may do this by itself or with approval."""
+    reasons = "; ".join(reason.rstrip(".") for reason in decision.reasons)
     return AccessDenied(
-        f"Never: {'; '.join(decision.reasons)}.",
+        f"Never: {reasons}.",
         outcome="never",
         policies=list(decision.policies),
         retry=False,
