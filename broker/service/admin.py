@@ -79,7 +79,9 @@ class Admin:
         }
         if dry_run:
             return {"dry_run": True, **answer}
-        outcomes = await self._writer.submit(Together([*commands, StopIssuance(None)]))
+        # Issuance restarts once everything on disk loads, not when half of it does.
+        restart = [StopIssuance(None)] if what == "all" else []
+        outcomes = await self._writer.submit(Together([*commands, *restart]))
         await self._rules.catch_up()
         answer["registry"]["position"], answer["policies"]["position"] = outcomes[0], outcomes[1]
         return {"dry_run": False, **answer}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.errors import AccessDenied, Conflict, Forbidden, Malformed, NotAuthenticated, NotFound, UnauthorizedClient
+from broker.jose.encoding import printable
 from broker.ledger import Ledger, views
 from broker.ledger.commands.tasks import EndTask, Heartbeat, OpenTask, TaskOpened, TaskOver, TaskRefused
 from broker.ledger.writer import Writer
@@ -16,6 +17,7 @@ from broker.service.callers import need
 TRIGGERS = ("user", "schedule", "webhook", "agent", "manual")
 _MAX_TEXT = 2_000
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_MAX_OUTCOME = 100
 MIN_HEARTBEAT_S, MAX_HEARTBEAT_S = 1, 3_600
 
 
@@ -108,7 +110,9 @@ class Tasks:
         """End the task and everything under it. Ending one that is over answers with how it ended."""
         if isinstance(caller, OperatorCaller):
             raise Forbidden("An operator ends a task with `taskpass kill task`, which gives a receipt.")
-        over = await self._writer.submit(EndTask(task_id, self._agent(caller).id, outcome[:100]))
+        if not printable(outcome, limit=_MAX_OUTCOME):  # not the place for anything personal: it stays in the ledger
+            raise Malformed(f"outcome must be 1 to {_MAX_OUTCOME} characters without control characters.")
+        over = await self._writer.submit(EndTask(task_id, self._agent(caller).id, outcome))
         if isinstance(over, TaskRefused):
             raise _refused(over)
         assert isinstance(over, TaskOver)

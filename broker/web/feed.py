@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import structlog
 
-from broker.errors import Conflict
+from broker.errors import Conflict, Malformed
 from broker.ledger import Ledger, LedgerUnavailable, Reader, views
 from broker.ledger.commands.admin import TouchInstances
 from broker.ledger.commands.kills import Ack, Acknowledge
@@ -44,13 +44,16 @@ class Listener:
 
     def send(self, event: bytes) -> None:
         """Queue an event; a listener that does not keep up is cut off."""
-        try:
+        if not self.events.full():
             self.events.put_nowait(event)
-        except asyncio.QueueFull:
-            self.close()
+            return
+        # All that waits is dropped: what it has had until now is a beginning without a gap, and its cursor is true.
+        while not self.events.empty():
+            self.events.get_nowait()
+        self.close()
 
     def close(self) -> None:
-        """End the stream after what is queued, or at once when the queue is full."""
+        """End the stream after what is queued."""
         if self.events.full():
             self.events.get_nowait()
         self.events.put_nowait(None)
@@ -142,10 +145,14 @@ class Feed:
                 del self._listeners[listener.instance]
 
     def acknowledge(self, *, verifier: str, instance: str, cursor: Cursor, stamp: int) -> None:
-        """The instance reports everything up to `cursor` applied. Raises Conflict when it is not connected here."""
+        """The instance reports everything up to `cursor` applied. Raises Conflict when it is not connected here, and
+        Malformed for a position that is not there yet.
+        """
         listener = self._listeners.get(instance)
         if listener is None or listener.verifier != verifier or cursor.epoch != self._ledger.head.epoch:
             raise Conflict("This instance is not connected to the feed here: connect anew.")
+        if cursor.position >= self._ledger.head.size:
+            raise Malformed("The cursor lies ahead of the ledger.")
         listener.heard = True
         listener.stamp = max(stamp, listener.stamp or 0)
         listener.position = max(listener.position, cursor.position)
