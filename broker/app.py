@@ -39,6 +39,9 @@ from issuers.access_token import AccessTokenIssuer
 log = structlog.get_logger(__name__)
 
 
+_TOLERATED_BEHIND_MS = 5_000
+
+
 class Role(Flag):
     """What one process does."""
 
@@ -218,21 +221,25 @@ def _assemble(
         scopes=lambda: {
             action for resource in rules.current.registry.resources.values() for action in resource.actions
         },
-        ready=lambda: _not_ready(ledger, rules),
+        ready=lambda: _not_ready(ledger, rules, now()),
         tokens=Role.TOKENS in role,
     )
     return Process(app, broker, ledger, writer, feed, chores, proofs, keyring, provisional, unusable)
 
 
-def _not_ready(ledger: SqliteLedger, rules: RulesInForce) -> list[str]:
-    """Why this process would refuse to issue now."""
+def _not_ready(ledger: SqliteLedger, rules: RulesInForce, now: int) -> list[str]:
+    """Why this process would refuse to issue at `now`, by the host's clock."""
     try:
         with ledger.read() as r:
-            stopped = r.head().issuance_stopped
+            head = r.head()
         _ = rules.current
     except TaskpassError as error:
         return [error.sentence]
-    return [f"issuance is stopped: {stopped}"] if stopped else []
+    reasons = [f"issuance is stopped: {head.issuance_stopped}"] if head.issuance_stopped else []
+    behind_ms = head.time - now
+    if behind_ms > _TOLERATED_BEHIND_MS:
+        reasons.append(f"this host's clock is {behind_ms // 1000} s behind the ledger's time: every proof has expired")
+    return reasons
 
 
 def _chores(config: Config, process: Process, role: Role) -> list[Chore]:

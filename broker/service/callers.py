@@ -87,13 +87,16 @@ class Callers:
 
     async def spend(self, caller: Caller, route: str, *, even_unrecorded: bool = False) -> None:
         """Spend the caller's single-use proof for one request of `route`. Raises NotAuthenticated when it was spent
-        before, Unavailable when that cannot be recorded; `even_unrecorded`, for kills, remembers it here instead.
+        before, Unavailable when that cannot be recorded; `even_unrecorded`, for kills, remembers it here instead, and
+        takes one that is late because the ledger's time has run ahead of the host's clock.
         """
         proof = unspent_proof(caller)
         if proof is None:
             return
+        command = Authenticate(kind_of(caller), caller.id, proof, route, even_late=even_unrecorded)
         try:
-            refusal = await self._writer.submit(Authenticate(kind_of(caller), caller.id, proof, route))
+            submit = self._writer.submit_priority if even_unrecorded else self._writer.submit
+            refusal = await submit(command)
         except LedgerUnavailable as error:
             if not even_unrecorded:
                 raise Unavailable("The ledger cannot be written, so this proof cannot be accepted.") from error

@@ -275,7 +275,7 @@ def _proofs(facts: Facts, events: Sequence[Event]) -> Iterator[str]:
         mark = event.get("proof")
         if mark is None or event.get("reason") == "replayed":
             continue
-        if mark in spent:
+        if mark in spent and event["type"] != "refused":
             yield f"8: the proof spent at {spent[mark]} was accepted again at {event['seq']}"
         spent.setdefault(mark, event["seq"])
     yield from (f"8: the proof {mark[:16]} is spent, and no event says so" for mark in facts.marks - spent.keys())

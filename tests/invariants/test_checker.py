@@ -165,7 +165,7 @@ def insert(position: int, event: dict[str, Any]) -> Doctor:
         pytest.param(change(13, exp=T // 1000 + 101), "7", id="outlives its task"),
         pytest.param(change(5, iat=T // 1000 + 2), "7", id="issued in the future"),
         pytest.param(change(5, proof="m1"), "8", id="a proof accepted twice"),
-        pytest.param(change(8, proof="m1"), "8", id="a proof spent by a refusal accepted before"),
+        pytest.param(change(11, proof="m4"), "8", id="a proof that a refusal has spent"),
         pytest.param(change(5, registry="r0"), "9", id="decided by another registry"),
         pytest.param(change(5, bundle="p0"), "9", id="decided by other policies"),
         pytest.param(change(8, t=T), "11", id="time goes back"),

@@ -27,19 +27,19 @@ def mark_of(proof: Proof) -> bytes:
     return hashlib.sha256(b"%d:%b%b" % (len(issuer), issuer, proof.jti.encode())).digest()
 
 
-def spend(tx: Tx, proof: Proof | None) -> bool:
+def spend(tx: Tx, proof: Proof | None, *, even_late: bool = False) -> bool:
     """Spend a single-use proof. False when it was spent before; True too where there is nothing to spend.
 
     One that has expired by ledger time counts as spent: its mark may be pruned, and a host clock that stepped back must
-    not reopen it.
+    not reopen it. `even_late` is for kills: while that clock is behind, every proof is late, and a kill cannot wait.
     """
     if proof is None:
         return True
-    if proof.expires <= tx.now:
+    if proof.expires <= tx.now and not even_late:
         return False
     cursor = tx.execute(
         "INSERT INTO proofs (mark, expires) VALUES (?, ?) ON CONFLICT DO NOTHING",
-        (mark_of(proof), proof.expires + REPLAY_GRACE_MS),
+        (mark_of(proof), max(proof.expires, tx.now) + REPLAY_GRACE_MS),
     )
     return cursor.rowcount == 1
 

@@ -303,10 +303,11 @@ class Authenticate:
     id: str
     proof: Proof
     route: str
+    even_late: bool = False  # also with a proof that has expired by ledger time
 
     def apply(self, tx: Tx) -> str | None:
         """The refusal's decision id when the proof was spent before, else None."""
-        if not spend(tx, self.proof):
+        if not spend(tx, self.proof, even_late=self.even_late):
             return refuse_call(tx, (self.kind, self.id), self.proof, self.route, "replayed")
         tx.append(
             "authenticated", {"caller": [self.kind, self.id], "route": self.route, "proof": mark_of(self.proof).hex()}
