@@ -113,7 +113,7 @@ class Kill:
             rows = tx.execute("SELECT id FROM tasks WHERE agent = ? AND state = 'active'", (agent,)).fetchall()
             own += [row[0] for row in rows]
         # Child tasks that run under other agents fall with their parents; the agents' own fall by their subject.
-        below = [task for task in descendants(tx, own) if task not in set(own)]
+        below = descendants(tx, own)
         matches = (*((Match.AGENT, agent) for agent in self.agents), *((Match.TASK, task) for task in below))
         return matches, [*own, *below]
 

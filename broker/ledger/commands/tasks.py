@@ -176,13 +176,16 @@ class ExpireTasks:
 
 
 def descendants(tx: Tx | Reader, roots: Sequence[str]) -> list[str]:
-    """The active tasks below `roots`, at any depth, `roots` not included."""
+    """The active tasks below `roots`, at any depth, `roots` not included. Looks at each once: how deep an agent nests
+    its tasks must not decide how long it takes to kill it.
+    """
     found: list[str] = []
-    frontier = list(roots)
+    known, frontier = set(roots), list(roots)
     while frontier:
         parent = frontier.pop()
         rows = tx.execute("SELECT id FROM tasks WHERE parent = ? AND state = 'active'", (parent,)).fetchall()
-        children = [row[0] for row in rows]
+        children = [row[0] for row in rows if row[0] not in known]
+        known.update(children)
         found += children
         frontier += children
     return found
