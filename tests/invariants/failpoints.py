@@ -1,12 +1,14 @@
 """Places at which a broker process of these tests dies or fails, put around the product's own parts from outside.
 
 A failpoint is armed by writing `STEP ACTION` into the file that the environment names; it goes off once. Steps are
-written below where they are put. An action is `kill` (SIGKILL to itself), or the name of an SQLite error code to raise.
+written below where they are put. An action is `kill` or `stop` (SIGKILL or SIGSTOP to itself), or the name of an SQLite
+error code to raise.
 """
 
 import os
 import signal
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,8 +62,10 @@ class Failpoint:
         if wanted != step:
             return
         self._file.unlink()
-        if action == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if action in ("kill", "stop"):
+            os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGSTOP)
+            time.sleep(0.1)  # the signal goes to the process: this thread would get a little further than here
+            return
         error = sqlite3.OperationalError(f"injected at {step}")
         error.sqlite_errorcode = getattr(sqlite3, action)
         raise error

@@ -163,6 +163,11 @@ class Child:
         """Its exit code, once it has ended by itself."""
         return self.process.wait(within_s)
 
+    def wait_until_it_stands_still(self) -> None:
+        """Until it has stopped itself by a signal."""
+        _, status = os.waitpid(self.process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), "it ended instead"
+
 
 @contextmanager
 def child(site: Site, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[Child]:
