@@ -37,10 +37,12 @@ clean:  ## Remove everything that was made here
 
 # What is installed is exactly what the lock files pin; the project itself is linked, not copied.
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.x ..." if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.x ..." if sys.version_info < (3, 11) else 0)'
+	@echo "Making a virtual environment in .venv"
+	@$(PYTHON) -m venv .venv
 
 .venv/runtime .venv/dev: .venv/%: requirements/%.txt pyproject.toml | .venv/bin/python
-	$(PIP) install --require-hashes -r $<
-	$(PIP) install --no-deps --no-build-isolation --editable .
+	@echo "Installing what $< pins"
+	@$(PIP) install --require-hashes -r $<
+	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@

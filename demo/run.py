@@ -4,15 +4,20 @@ Four processes on loopback: an identity provider, the broker (`taskpass serve`),
 which types what a user would type and checks every answer. It exits with 1, naming the step, when reality differs.
 """
 
+import json
 import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from broker.jose import public_jwk
 from demo.stage import ROOT, Stage, StepFailed, Watch, request, two_free_ports
 
 INVOICES, CREDITS, PAYMENTS = (f"https://{name}.example.com" for name in ("invoices", "credits", "payments"))
@@ -96,13 +101,6 @@ def _set_up(stage: Stage) -> None:
 
 def _trust_the_demo(stage: Stage, idp: str) -> None:
     """What an operator would edit: who vouches for workloads, and the service's registered key."""
-    import json
-
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-    from broker.jose import public_jwk
-
     key = ec.generate_private_key(ec.SECP256R1())
     pem = stage.directory / "billing.pem"
     pem.touch(mode=0o600)
