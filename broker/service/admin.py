@@ -16,6 +16,7 @@ from broker.model import Caller, OperatorCaller, Right, SystemCaller
 from broker.registry import Registry, diff, load
 from broker.rules import RulesInForce, bundle_content, bundle_from_content, trust_rows, vocabulary
 from broker.service.callers import need
+from broker.service.reasons import checked_reason
 from policies.bundle import Bundle, load_directory
 from policies.model import Difference
 from policies.model import diff as diff_bundles
@@ -63,6 +64,7 @@ class Admin:
         if what not in ("registry", "policies", "all"):
             raise Malformed("`what` must be registry, policies or all.")
         actor = "taskpass" if isinstance(caller, SystemCaller) else need(caller, Right.RELOAD).id
+        reason = None if reason is None else checked_reason(reason)
         try:
             loaded = await asyncio.to_thread(self.read_files, what)
         except ConfigurationInvalid as error:
@@ -118,10 +120,9 @@ class Admin:
     async def rotate(self, caller: Caller, *, reason: str, if_active: str | None = None) -> dict[str, Any]:
         """Activate the published next key now, publish another. Tokens of the old key stay good until they expire."""
         actor = "taskpass" if isinstance(caller, SystemCaller) else need(caller, Right.ROTATE).id
-        if not reason.strip():
-            raise Malformed("Say why: a reason is required.")
+        why = checked_reason(reason)
         upcoming = self._keyring.make("token")
-        active = await self._writer.submit(RotateKeys("token", upcoming, actor, reason.strip()[:500], if_active))
+        active = await self._writer.submit(RotateKeys("token", upcoming, actor, why, if_active))
         if active is None:
             await self.publish_next_key()
             raise Conflict(

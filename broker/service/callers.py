@@ -28,6 +28,7 @@ from broker.ledger.commands.guards import REPLAYED, mark_of
 from broker.ledger.commands.issue import Authenticate, RefuseCall
 from broker.ledger.writer import Writer
 from broker.model import AgentCaller, Caller, OperatorCaller, Proof, Right, SystemCaller, VerifierCaller, Workload
+from broker.registry import Registry
 from broker.rules import Rules, RulesInForce
 from broker.service.refusals import Refusals
 
@@ -268,10 +269,13 @@ def need(caller: Caller, right: Right, *, owners: frozenset[str] | None = None) 
     return caller
 
 
-def as_error(error: Exception) -> TaskpassError:
-    """A ledger failure as the caller sees it."""
-    return (
-        error
-        if isinstance(error, TaskpassError)
-        else Unavailable("The ledger cannot be written.", internal=repr(error))
-    )
+def may_see(registry: Registry, caller: Caller, agent_id: str) -> bool:
+    """Whether what belongs to this agent exists for the caller: for itself, and for operators in whose scope it is."""
+    if isinstance(caller, AgentCaller):
+        return caller.id == agent_id
+    agent = registry.agents.get(agent_id)
+    try:
+        need(caller, Right.READ, owners=frozenset({agent.owner}) if agent else None)
+    except Forbidden:
+        return False
+    return True

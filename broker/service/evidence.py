@@ -14,7 +14,7 @@ from broker.ledger.proofs import Proofs
 from broker.model import AgentCaller, Caller, OperatorCaller, Right, VerifierCaller
 from broker.revocation import claims_of
 from broker.rules import RulesInForce
-from broker.service.callers import kind_of, need
+from broker.service.callers import kind_of, may_see, need
 from broker.stops import Stops
 from broker.wire import Match
 
@@ -70,7 +70,11 @@ class Evidence:
             task = views.task(r, task_id)
             if task is None:
                 grant = views.grant_by_id(r, task_id)
-                if grant is None or grant.task != task_id or not self._may_see(caller, grant.agent):
+                if (
+                    grant is None
+                    or grant.task != task_id
+                    or not may_see(self._rules.current.registry, caller, grant.agent)
+                ):
                     raise missing
                 event = self._proofs.event(r, grant.seq)
                 return {
@@ -83,7 +87,7 @@ class Evidence:
                     "events": [self._explained(r, event)],
                     "head": _head(r),
                 }
-            if not self._may_see(caller, task.agent):
+            if not may_see(self._rules.current.registry, caller, task.agent):
                 raise missing
             events = [self._proofs.event(r, seq) for seq in views.task_story(r, task_id)]
             return {
@@ -184,7 +188,9 @@ class Evidence:
     def _may_introspect(self, caller: Caller, claims: Mapping[str, Any]) -> bool:
         if isinstance(caller, VerifierCaller):
             return claims.get("aud") in caller.verifier.audiences
-        return isinstance(caller, AgentCaller | OperatorCaller) and self._may_see(caller, str(claims.get("sub")))
+        return isinstance(caller, AgentCaller | OperatorCaller) and may_see(
+            self._rules.current.registry, caller, str(claims.get("sub"))
+        )
 
     # --- Agents, approvals --------------------------------------------------------------------------------------------
 
@@ -193,11 +199,13 @@ class Evidence:
         take a while: call it from a thread.
         """
         names = sorted(self._rules.current.registry.agents)
-        return self._agents([name for name in names if self._may_see(caller, name)])
+        return self._agents([name for name in names if may_see(self._rules.current.registry, caller, name)])
 
     def agent(self, caller: Caller, agent_id: str) -> dict[str, Any]:
         """One agent. Raises NotFound."""
-        if agent_id not in self._rules.current.registry.agents or not self._may_see(caller, agent_id):
+        if agent_id not in self._rules.current.registry.agents or not may_see(
+            self._rules.current.registry, caller, agent_id
+        ):
             raise NotFound(f"There is no agent {agent_id[:80]}.")
         return self._agents([agent_id])[0]
 
@@ -257,7 +265,7 @@ class Evidence:
                 "gates": row.gates,
             }
             for row in rows
-            if self._may_see(caller, row.agent)
+            if may_see(self._rules.current.registry, caller, row.agent)
         ]
 
     def approval(self, caller: Caller, approval_id: str) -> dict[str, Any]:
@@ -314,21 +322,11 @@ class Evidence:
         """The proof that the tree of size `first` is a prefix of the later one. Raises NotFound, Malformed."""
         return self._proofs.consistency(first, second)
 
-    def _may_see(self, caller: Caller, agent_id: str) -> bool:
-        if isinstance(caller, AgentCaller):
-            return caller.id == agent_id
-        agent = self._rules.current.registry.agents.get(agent_id)
-        try:
-            need(caller, Right.READ, owners=frozenset({agent.owner}) if agent else None)
-        except Forbidden:
-            return False
-        return True
-
     def _may_explain(self, caller: Caller, body: Mapping[str, Any]) -> bool:
         """A decision on a request is its agent's; one on any other call is its caller's."""
         kind, name = body.get("caller", ("agent", body.get("agent")))
         if kind == "agent" and name is not None:
-            return self._may_see(caller, name)
+            return may_see(self._rules.current.registry, caller, name)
         try:
             return (kind, name) == (kind_of(caller), caller.id) or need(caller, Right.READ) is not None
         except Forbidden:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
-from broker.errors import Conflict, Malformed, NotFound, Unavailable
+from broker.errors import Conflict, NotFound, Unavailable
 from broker.ledger import Ledger, LedgerUnavailable, Reader, views
 from broker.ledger.commands.guards import Stale
 from broker.ledger.commands.kills import Kill, Killed, KillRefused, LiftHolds
@@ -18,10 +18,10 @@ from broker.model import MATCH_OF, AgentCaller, Caller, OperatorCaller, Right, S
 from broker.revocation import Covered, kill_receipt
 from broker.rules import Rules, RulesInForce
 from broker.service.callers import need
+from broker.service.reasons import checked_reason
 from broker.wire import Match
 
 _TRY_AGAIN = 8
-_MAX_REASON = 500
 _COMMIT_WITHIN_S = 2.5
 """How long a kill waits for its commit before it goes provisional: a disk that hangs must not hold it up."""
 _COUNT_WITHIN_S = 0.005
@@ -155,7 +155,7 @@ class KillSwitch:
         if agent is None:
             raise NotFound(f"There is no agent {agent_id[:80]}.")
         lifted = await self._writer.submit_priority(
-            LiftHolds(actor=operator.id, reason=_checked(reason), selector=selector)
+            LiftHolds(actor=operator.id, reason=checked_reason(reason), selector=selector)
         )
         if not lifted:
             raise Conflict(f"Agent {agent_id} is not paused.")
@@ -169,7 +169,9 @@ class KillSwitch:
         operator = need(caller, Right.RESUME, owners=self._owners(placed_on))
         if row is None:
             raise NotFound(f"There is no hold {hold_id[:80]}.")
-        lifted = await self._writer.submit_priority(LiftHolds(actor=operator.id, reason=_checked(reason), hold=hold_id))
+        lifted = await self._writer.submit_priority(
+            LiftHolds(actor=operator.id, reason=checked_reason(reason), hold=hold_id)
+        )
         if not lifted:
             raise Conflict(f"Hold {hold_id} was lifted before.")
         return {"lifted": lifted}
@@ -248,11 +250,14 @@ class KillSwitch:
         return task
 
     def _count(self, kill_id: str) -> None:
-        with self._ledger.read() as r:
-            row = views.kill(r, kill_id)
-            if row is not None:
-                matches = views.kill_matches(r, row.seq)
-                self._counted[kill_id] = Covered(tuple(views.live_counts(r, matches, at_kill=row)))
+        try:
+            with self._ledger.read() as r:
+                row = views.kill(r, kill_id)
+                if row is not None:
+                    matches = views.kill_matches(r, row.seq)
+                    self._counted[kill_id] = Covered(tuple(views.live_counts(r, matches, at_kill=row)))
+        except LedgerUnavailable:  # the kill is done all the same; whoever asks next begins the count anew
+            self._counts.pop(kill_id, None)
 
     # --- How a selector becomes a command -----------------------------------------------------------------------------
 
@@ -262,7 +267,7 @@ class KillSwitch:
         agents, audience = self._expand(rules, selector)
         return Kill(
             selector=selector,
-            reason=_checked(reason),
+            reason=checked_reason(reason),
             actor=operator.id,
             hold=selector.target.holds if hold is None else hold and selector.target.holds,
             registry_hash=rules.registry_hash,
@@ -351,12 +356,3 @@ def _reach(rules: Rules, agent_id: str) -> dict[str, Any]:
         "data_classes": sorted({name for resource in resources for name in resource.data_classes}),
         "leaves_boundary": any(resource.leaves_boundary for resource in resources),
     }
-
-
-def _checked(reason: str) -> str:
-    text = reason.strip()
-    if not text:
-        raise Malformed("Say why: a reason is required, and is part of the receipt.")
-    if len(text) > _MAX_REASON or any(ord(char) < 32 for char in text):
-        raise Malformed(f"The reason must be at most {_MAX_REASON} characters without control characters.")
-    return text

@@ -10,9 +10,9 @@ from broker.jose.encoding import printable
 from broker.ledger import Ledger, views
 from broker.ledger.commands.tasks import EndTask, Heartbeat, OpenTask, TaskOpened, TaskOver, TaskRefused
 from broker.ledger.writer import Writer
-from broker.model import AgentCaller, Caller, OperatorCaller, Right, Task, TaskState
+from broker.model import AgentCaller, Caller, OperatorCaller, Task, TaskState
 from broker.rules import RulesInForce
-from broker.service.callers import need
+from broker.service.callers import may_see
 
 TRIGGERS = ("user", "schedule", "webhook", "agent", "manual")
 _MAX_TEXT = 2_000
@@ -122,7 +122,7 @@ class Tasks:
         """One task as its agent, or an operator, may see it. Raises NotFound."""
         with self._ledger.read() as r:
             task = views.task(r, task_id)
-            if task is None or not self._may_see(caller, task.agent):
+            if task is None or not may_see(self._rules.current.registry, caller, task.agent):
                 raise NotFound(f"There is no task {task_id[:80]} of yours.")
             return task_json(
                 task, purpose=views.text(r, f"{task_id}/purpose"), on_behalf_of=views.text(r, f"{task_id}/on_behalf_of")
@@ -137,23 +137,13 @@ class Tasks:
             return [
                 task_json(task, purpose=views.text(r, f"{task.id}/purpose"), on_behalf_of=None)
                 for task in found
-                if self._may_see(caller, task.agent)
+                if may_see(self._rules.current.registry, caller, task.agent)
             ]
 
     def _agent(self, caller: Caller) -> AgentCaller:
         if not isinstance(caller, AgentCaller):
             raise Forbidden("Only an agent has tasks.")
         return caller
-
-    def _may_see(self, caller: Caller, agent_id: str) -> bool:
-        if isinstance(caller, AgentCaller):
-            return caller.id == agent_id
-        agent = self._rules.current.registry.agents.get(agent_id)
-        try:
-            need(caller, Right.READ, owners=frozenset({agent.owner}) if agent else None)
-        except Forbidden:
-            return False
-        return True
 
 
 def task_json(task: Task, *, purpose: str | None, on_behalf_of: str | None) -> dict[str, Any]:
