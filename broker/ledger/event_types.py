@@ -45,9 +45,14 @@ EVENT_TYPES = _table(
         # --- the ledger and the process
         _type("ledger.created", "The ledger begins: its epoch, format and checkpoint origin.", "epoch format origin"),
         _type("broker.started", "A broker process began to serve.", "role version"),
-        _type("registry.loaded", "Another registry is in force, and what it changes.", "hash diff actor", "reason"),
         _type(
-            "policies.loaded", "Another policy bundle is in force, and what it changes.", "hash diff actor", "reason"
+            "registry.loaded", "Another registry is in force, and what it changes.", "hash diff actor", "reason more"
+        ),
+        _type(
+            "policies.loaded",
+            "Another policy bundle is in force, and what it changes.",
+            "hash diff actor",
+            "reason more",
         ),
         _type("reload.failed", "Files were refused; the last good ones stay in force.", "what problems actor"),
         _type("alarm", "Something that a human should look at.", "alarm sentence", "subject actor"),

@@ -14,7 +14,10 @@ import orjson
 from broker.ledger import StoredEvent
 from broker.ledger.event_types import EVENT_TYPES
 
-LONGEST_EVENT: Final = 64 * 1024
+LONGEST_EVENT: Final = 1024 * 1024
+"""Room for what a kill must be able to name: every agent of an owner, every open task of an agent. What a request could
+fill is bounded where it is read.
+"""
 _SALT_SIZE: Final = 16
 _ENVELOPE: Final = frozenset({"seq", "t", "type"})
 

@@ -168,7 +168,7 @@ class LimitsRow(_Row):
 
     token_ttl_s: int = Field(default=300, ge=10, le=3_600)
     task_ttl_s: int = Field(default=3_600, ge=10, le=30 * 86_400)
-    open_tasks: int = Field(default=1_000, ge=1, le=1_000_000)
+    open_tasks: int = Field(default=1_000, ge=1, le=10_000)  # the end of one task may have to name them all
 
 
 class AgentRow(_Row):

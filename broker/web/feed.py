@@ -6,7 +6,7 @@ nothing; so there is no gap and no order to get wrong.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,9 @@ POLL_S = 0.010
 """How often the store is asked whether anyone has committed. Costs microseconds; kills of this process do not wait."""
 QUEUE = 1_000
 """Events that may wait for one slow listener before it is cut off; it comes back with its cursor."""
+ACKS_AT_ONCE = 200
+"""Acknowledgements that one ledger event takes: far below its greatest length, however long their names are."""
+_PAUSE_S = 0.1
 
 
 @dataclass(eq=False, slots=True)
@@ -80,9 +83,8 @@ class Feed:
         """Begin to follow."""
         with self._ledger.read() as r:
             self._position = r.head().size - 1
-        self._tasks = [
-            asyncio.create_task(each) for each in (self._follow(), self._beat(), self._touch(), self._write_acks())
-        ]
+        steps = (self._follow, self._beat, self._touch, self._write_acks)
+        self._tasks = [asyncio.create_task(_forever(step), name=step.__name__) for step in steps]
 
     async def stop(self) -> None:
         """End every stream, so that the server can drain."""
@@ -186,19 +188,16 @@ class Feed:
     # --- Following the ledger -----------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        while True:
-            try:
-                version = self._ledger.data_version()
-                if version != self._version or self._poke.is_set():
-                    self._poke.clear()
-                    with self._ledger.read() as r:
-                        self._catch_up(r)
-                    self._version = version  # not before: what could not be read must be looked at again
-            except LedgerUnavailable as error:
-                log.error("feed_cannot_read", error=str(error))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
-                    await self._poke.wait()
+        """Whenever anyone has committed: what listeners have missed."""
+        version = self._ledger.data_version()
+        if version != self._version or self._poke.is_set():
+            self._poke.clear()
+            with self._ledger.read() as r:
+                self._catch_up(r)
+            self._version = version  # not before: what could not be read must be looked at again
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S):
+                await self._poke.wait()
 
     def _catch_up(self, r: Reader) -> None:
         """Tell listeners of every kill since the last look."""
@@ -219,47 +218,36 @@ class Feed:
 
     async def _beat(self) -> None:
         """Every second: a heartbeat from a fresh read, or none at all."""
-        while True:
-            await asyncio.sleep(HEARTBEAT_S)
-            if not self._listeners:
-                continue
-            try:
-                with self._ledger.read() as r:
-                    self._catch_up(r)  # a heartbeat vouches for every kill before it
-                    beats = [(listener, _heartbeat(r, listener.stamp)) for listener in self._listeners.values()]
-            except LedgerUnavailable as error:
-                log.error("no_heartbeat", error=str(error))
-                continue
-            for listener, event in beats:
-                listener.send(event)
+        await asyncio.sleep(HEARTBEAT_S)
+        if not self._listeners:
+            return
+        with self._ledger.read() as r:
+            self._catch_up(r)  # a heartbeat vouches for every kill before it
+            beats = [(listener, _heartbeat(r, listener.stamp)) for listener in self._listeners.values()]
+        for listener, event in beats:
+            listener.send(event)
 
     async def _touch(self) -> None:
         """Every second: who was heard of, coalesced. Apart from the heartbeats, which no write may delay."""
-        while True:
-            await asyncio.sleep(HEARTBEAT_S)
-            seen = [listener for listener in self._listeners.values() if listener.heard]
-            if not seen:
-                continue
-            for listener in seen:
-                listener.heard = False
-            try:
-                await self._writer.submit(TouchInstances([(each.instance, each.position) for each in seen]))
-            except LedgerUnavailable as error:
-                log.error("last_contact_not_written", error=str(error))
+        await asyncio.sleep(HEARTBEAT_S)
+        seen = [listener for listener in self._listeners.values() if listener.heard]
+        for listener in seen:
+            listener.heard = False
+        if seen:
+            await self._writer.submit(TouchInstances([(each.instance, each.position) for each in seen]))
 
     async def _write_acks(self) -> None:
-        """Record acknowledgements, as many together as arrive meanwhile. One that cannot be written is kept."""
-        while True:
-            await self._acks_waiting.wait()
+        """Record acknowledgements, as many together as one event holds. Those that cannot be written now are kept."""
+        await self._acks_waiting.wait()
+        acks, self._acks = self._acks[:ACKS_AT_ONCE], self._acks[ACKS_AT_ONCE:]
+        try:
+            await self._writer.submit_priority(Acknowledge(acks))
+        except LedgerUnavailable:
+            self._acks = [*acks, *self._acks]
+            raise
+        if not self._acks:
             self._acks_waiting.clear()
-            acks, self._acks = self._acks, []
-            try:
-                await self._writer.submit_priority(Acknowledge(acks))
-            except LedgerUnavailable:
-                self._acks = [*acks, *self._acks]
-                await asyncio.sleep(HEARTBEAT_S)
-                self._acks_waiting.set()
-            self._changed.set()
+        self._changed.set()
 
     def _snapshot(self, r: Reader) -> dict[str, Any]:
         head = r.head()
@@ -269,6 +257,16 @@ class Feed:
             "kills": [kill.to_wire() for kill in kills],
             "cursor": str(Cursor(head.epoch, head.size - 1)),
         }
+
+
+async def _forever(step: Callable[[], Awaitable[None]]) -> None:
+    """One step after another. One that fails is logged and tried again: nothing but `stop` ends a part of the feed."""
+    while True:
+        try:
+            await step()
+        except Exception as error:  # noqa: BLE001  (whatever it is, verifiers depend on the next step)
+            log.error("feed_step_failed", step=step.__name__, error=repr(error))
+            await asyncio.sleep(_PAUSE_S)
 
 
 def _place(r: Reader) -> dict[str, Any]:

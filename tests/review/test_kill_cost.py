@@ -1,6 +1,7 @@
 """What a kill costs is for nobody to choose: an agent must not be able to make its own kill slow, or impossible."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from broker.ledger.commands.tasks import descendants
@@ -24,7 +25,7 @@ class _Forest:
 
 def test_every_task_is_looked_at_once_however_deep_they_are_nested() -> None:
     chain = [f"tsk_{n}" for n in range(500)]
-    forest = _Forest({above: [below] for above, below in zip(chain, chain[1:], strict=False)})
+    forest = _Forest({above: [below] for above, below in pairwise(chain)})
 
     assert descendants(forest, chain) == [], "the roots are not below themselves"
     assert forest.asked == len(chain)

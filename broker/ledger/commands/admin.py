@@ -11,6 +11,11 @@ from broker.ledger.commands.guards import REPLAYED, holding, mark_of, spend
 from broker.ledger.commands.issue import refuse_call
 from broker.model import Proof, Selector, Target
 
+LISTED_CHANGES = 1_000
+"""How many changes a reload's event lists; the rest is a count. The content itself is kept whole, by its hash."""
+
+LISTED_PROBLEMS, _LONGEST_PROBLEM = 50, 500
+
 
 @dataclass(frozen=True, slots=True)
 class LoadBundle:
@@ -37,7 +42,9 @@ class LoadBundle:
         else:
             head.policy_hash = self.hash
         head.guard_version += 1
-        body: dict[str, Any] = {"hash": self.hash, "diff": list(self.diff), "actor": self.actor}
+        body: dict[str, Any] = {"hash": self.hash, "diff": list(self.diff[:LISTED_CHANGES]), "actor": self.actor}
+        if len(self.diff) > LISTED_CHANGES:
+            body["more"] = len(self.diff) - LISTED_CHANGES
         if self.reason is not None:
             body["reason"] = self.reason
         return tx.append(f"{self.kind}.loaded", body)
@@ -62,9 +69,8 @@ class RefuseReload:
     actor: str
 
     def apply(self, tx: Tx) -> int:
-        return tx.append(
-            "reload.failed", {"what": self.kind, "problems": list(self.problems)[:50], "actor": self.actor}
-        )
+        problems = [problem[:_LONGEST_PROBLEM] for problem in self.problems[:LISTED_PROBLEMS]]
+        return tx.append("reload.failed", {"what": self.kind, "problems": problems, "actor": self.actor})
 
 
 @dataclass(frozen=True, slots=True)
