@@ -23,8 +23,7 @@ def start(home: Home) -> Iterator[Callable[..., Broker]]:
 
     yield starter
     for each in started:
-        if not each.loop.is_closed():
-            each.close()
+        each.close()
 
 
 @pytest.fixture

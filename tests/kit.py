@@ -4,7 +4,7 @@ test moves. `Home` is what outlives a restart; `Broker` is one running process o
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -149,9 +149,10 @@ class Broker:
 
     def __init__(self, home: Home, *, role: Role = Role.ALL) -> None:
         self.home, self.clock = home, home.clock
-        self.loop = asyncio.new_event_loop()
+        self._runner = asyncio.Runner()
         self._stack = AsyncExitStack()
         self._sessions: dict[str, str] = {}
+        self.closed = False
         try:
             self.process: Process = self.run(
                 self._stack.enter_async_context(running(home.config, role=role, now=home.clock))
@@ -164,8 +165,8 @@ class Broker:
             self.close()
             raise
 
-    def run(self, awaitable: Awaitable[T]) -> T:
-        return self.loop.run_until_complete(awaitable)
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(coroutine)
 
     def gather(self, awaitables: Iterable[Awaitable[T]]) -> list[T]:
         async def together() -> list[T]:
@@ -174,9 +175,11 @@ class Broker:
         return self.run(together())
 
     def close(self) -> None:
-        self.run(self._stack.aclose())
-        self.run(self.loop.shutdown_default_executor())
-        self.loop.close()
+        """Stop the process, as its supervisor would. Once is enough."""
+        if not self.closed:
+            self.closed = True
+            self.run(self._stack.aclose())
+            self._runner.close()
 
     # --- HTTP ---
 
