@@ -40,6 +40,8 @@ def _issuance(issuance: Body) -> str:
 
 
 def _ended(ended: Body) -> str:
+    if ended["tokens"] is None:
+        return f"{plural(ended['tasks'], 'task')}; its tokens are still being counted"
     if not ended["tokens"] and not ended["tasks"]:
         return "nothing was live"
     resources = ", ".join(f"{count} for {resource}" for resource, count in ended["by_resource"].items())
@@ -68,8 +70,15 @@ def _instance(each: Body) -> str:
 
 def _provisional(body: Body) -> str:
     """A kill that the ledger could not take yet."""
-    known = [(name.replace("_", " "), value) for name, value in body.items() if not isinstance(value, list | dict)]
-    return "\n".join([f"{body.get('id')}: IN FORCE HERE, NOT YET DURABLE", *facts(known)])
+    lines = facts(
+        [
+            ("reason", body["reason"]),
+            ("in force", f"since {moment(body['at'])}, at this broker, by {body['actor']}"),
+            ("kept in", "reserved space, until the ledger takes it" if body["spooled"] else "memory only"),
+            ("note", body["sentence"]),
+        ]
+    )
+    return "\n".join([f"{body['id']}: NOT YET DURABLE: killing {clean(target_of(body))}", *lines])
 
 
 def blast_radius(body: Body) -> str:

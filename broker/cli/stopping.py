@@ -9,7 +9,7 @@ import click
 
 from broker.cli.api import Api, segment
 from broker.cli.context import Context
-from broker.cli.errors import DONE, FAILED
+from broker.cli.errors import DONE, FAILED, Failure
 from broker.cli.output import Output
 from broker.cli.receipts import blast_radius, kill_receipt
 from broker.sdk.identity import KeyIdentity
@@ -74,16 +74,23 @@ def stop(api: Api, path: str, body: Mapping[str, Any], *, wait_s: float) -> int:
         output.note("The kill is in force at this broker, but not yet durable.")
         return FAILED
     if not receipt["complete"]:
-        missing = len(receipt["verifiers"]["missing"])
-        output.note(f"{missing} verifier(s) have not reported yet: taskpass kills show {receipt['id']}")
+        output.note(f"The receipt is not complete yet; it goes on filling: taskpass kills show {receipt['id']}")
     return DONE
 
 
 def _waited(api: Api, receipt: dict[str, Any], wait_s: float) -> dict[str, Any]:
-    """The receipt once it is complete, or as it stands after that time."""
+    """The receipt once it is complete, or as it stands after that time. The kill is done: asking how it fares must not
+    fail it.
+    """
     until = time.monotonic() + wait_s
-    while receipt.get("durable", True) and not receipt["complete"] and (left := until - time.monotonic()) > 0:
+    while not receipt["complete"] and (left := until - time.monotonic()) > 0:
         wait_ms = min(int(left * 1000) + 1, _LONGEST_WAIT_MS)
         path = f"/v1/kills/{segment(receipt['id'])}"
-        receipt = api.get(path, timeout_s=wait_ms / 1000 + TIMEOUT_S, wait_ms=wait_ms)
+        try:
+            receipt = api.get(path, timeout_s=wait_ms / 1000 + TIMEOUT_S, wait_ms=wait_ms)
+        except Failure as failure:
+            Output.current().note(
+                f"The receipt as of the kill: how it stands now could not be asked ({failure.message})"
+            )
+            break
     return receipt

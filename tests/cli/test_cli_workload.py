@@ -51,7 +51,7 @@ def test_never_is_three(site: Site, run: Run) -> None:
     site.be_agent()
     told = run("token", PAYMENTS, "--scope", "payments:transfer", "--param", "amount_cents=1", code=3)
     assert told.out == ""
-    assert told.err.startswith("never: No agent moves money.")
+    assert told.err.startswith("never: No agent moves money")
     assert "no-agent-moves-money" in told.err
 
 
