@@ -143,7 +143,7 @@ def _assemble(
     unusable: "asyncio.Future[LedgerStopped]",
     now: Now,
 ) -> Process:
-    iss = config.issuer
+    iss, now = config.issuer, _ledger_time(ledger, now)
     keyring = Keyring(ledger=ledger, sealer=sealer_of(config), now=now)
     rules = RulesInForce(ledger=ledger)
     refusals = Refusals(now=now)
@@ -225,6 +225,13 @@ def _assemble(
         tokens=Role.TOKENS in role,
     )
     return Process(app, broker, ledger, writer, feed, chores, proofs, keyring, provisional, unusable)
+
+
+def _ledger_time(ledger: SqliteLedger, now: Now) -> Now:
+    """The host's clock, but never earlier than the ledger's last write that this process has seen: a clock that steps
+    back must not revive a session or an assertion.
+    """
+    return lambda: max(now(), ledger.head.time)
 
 
 def _not_ready(ledger: SqliteLedger, rules: RulesInForce, now: int) -> list[str]:

@@ -236,7 +236,7 @@ class KillSwitch:
 
     async def counted(self, kill_id: str) -> None:
         """Wait until what a kill ended is counted, so that its receipt can be complete."""
-        await asyncio.shield(self._counting(kill_id))
+        await asyncio.shield(self._counting(self._provisional.became(kill_id) or kill_id))
 
     def _counting(self, kill_id: str) -> "asyncio.Task[None]":
         """The count of what a kill ended, begun once: it is of one position and never changes."""
