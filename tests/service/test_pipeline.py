@@ -148,11 +148,13 @@ def test_a_reload_is_atomic_and_an_event_with_its_difference(broker: Broker):
     assert broker.token("mesh-bot").json()["policies"] == ["no-reading"]
 
 
+UNKNOWN = '@id("x") forbid (principal, action == Action::"no:such", resource);'
+HALF = '@id("data-bot-reads")\npermit (principal == Agent::"da'
 BROKEN = {
     "policy-syntax": ("policies/nevers/bad.cedar", "forbid (", None),
-    "policy-unknown-action": ("policies/nevers/bad.cedar", '@id("x") forbid (principal, action == Action::"no:such", resource);', None),
+    "policy-unknown-action": ("policies/nevers/bad.cedar", UNKNOWN, None),
     "policy-in-the-wrong-folder": ("policies/permits/bad.cedar", NEVER_READ, None),
-    "policy-half-written": ("policies/permits/data.cedar", '@id("data-bot-reads")\npermit (principal == Agent::"da', None),
+    "policy-half-written": ("policies/permits/data.cedar", HALF, None),
     "registry-yaml": ("registry/agents.yaml", "agents: [", None),
     "registry-unknown-key": ("registry/resources.yaml", None, ("audience:", "audiense:")),
     "registry-dangling": ("registry/verifiers.yaml", None, ("owner: data-team", "owner: nobody")),
@@ -283,7 +285,7 @@ def elsewhere(act: Callable[[], Any]) -> Any:
 
 
 def test_67_a_batch_decided_by_old_rules_is_decided_again(broker: Broker, monkeypatch: pytest.MonkeyPatch):
-    """Another process reloads between decision and commit: a gate that fell away must not linger, nor a new one miss."""
+    """Another process reloads between decision and commit: no gate that fell away lingers, no new one is missed."""
     other = Broker(broker.home)
     try:
         gate = broker.home.text("policies/gates/data.cedar")
