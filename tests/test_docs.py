@@ -10,12 +10,13 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from broker.cli import taskpass
 from broker.config import Config
 from broker.errors import TaskpassError
 from broker.ledger.event_types import EVENT_TYPES
-from broker.registry.schema import KINDS
+from broker.registry.schema import KINDS, IdentityRow
 from broker.web.guards import GUARDS
 from docs.render import PARTS, rendered
 
@@ -166,11 +167,13 @@ def test_yaml_and_json_parse(page):
 def test_registry_examples_use_fields_that_exist(page):
     for code in snippets(page, "yaml"):
         for kind, entries in yaml.safe_load(code).items():
-            row = KINDS.get(kind)
-            if kind == "trust" or row is None:
-                continue
-            for name, entry in entries.items():
-                assert entry.keys() <= row.model_fields.keys(), f"{kind}.{name}"
+            for name, entry in entries.items() if kind in KINDS else ():
+                if kind == "trust":
+                    TypeAdapter(KINDS[kind]).validate_python({"id": name, **entry})
+                    continue
+                assert entry.keys() <= KINDS[kind].model_fields.keys(), f"{kind}.{name}"
+                for identity in entry.get("identities", ()):
+                    IdentityRow.model_validate(identity)
 
 
 def test_the_picture_is_an_svg_that_names_itself():
