@@ -113,7 +113,7 @@ class KillSwitch:
                 for each in views.instances(r, since=self._now() - 60_000)
                 if each.last_contact + each.bound_ms >= self._now()
             ]
-        agents = command.agents or (tuple(rules.registry.agents) if selector.target is Target.ALL else ())
+        agents = tuple(rules.registry.agents) if selector.target is Target.ALL else command.agents
         return {
             "dry_run": True,
             "target": selector.target.value,
@@ -277,21 +277,18 @@ class KillSwitch:
         )
 
     def _expand(self, rules: Rules, selector: Selector) -> tuple[tuple[str, ...], str | None]:
+        """The agents and the audience that the selector has in the registry: none where it is registered no more."""
         registry, value = rules.registry, selector.value
         match selector.target:
             case Target.AGENT:
-                if value not in registry.agents:
-                    raise NotFound(f"There is no agent {value[:80]}.")
-                return (value,), None
+                return ((value,) if value in registry.agents else ()), None
             case Target.OWNER:
                 agents = registry.agents_of(value)
                 if not agents and value not in registry.owners:
                     raise NotFound(f"There is no owner {value[:80]}.")
                 return tuple(agents), None
             case Target.RESOURCE:
-                if value not in registry.resources:
-                    raise NotFound(f"There is no resource {value[:80]}.")
-                return (), registry.resources[value].audience
+                return (), registry.resources[value].audience if value in registry.resources else None
             case _:
                 return (), None
 
@@ -313,12 +310,17 @@ class KillSwitch:
         return frozenset({agent.owner}) if agent else None
 
     def _matches(self, command: Kill) -> Sequence[tuple[Match, str]]:
-        """What the kill will compare with tokens, for previews and provisional kills."""
+        """What a provisional kill compares with tokens: the same, or as much of it as is known without the ledger."""
+        with suppress(LedgerUnavailable), self._ledger.read() as r:
+            found = command.covers(r)
+            if isinstance(found, KillRefused):
+                raise NotFound(found.sentence)
+            return found[0]
         target, value = command.selector.target, command.selector.value
-        if target in (Target.AGENT, Target.OWNER):
+        if target is Target.OWNER:
             return [(Match.AGENT, agent) for agent in command.agents]
         if target is Target.RESOURCE:
-            return [(Match.RESOURCE, command.audience or "")]
+            return [(Match.RESOURCE, command.audience)] if command.audience is not None else []
         return [(MATCH_OF[target], value)]
 
     def _other_holds(self, agent: str, owner: str) -> list[str]:

@@ -44,7 +44,8 @@ class Kill:
     """End every credential that matches, and with `hold` stop issuance for it too.
 
     `agents` are the agents that the selector stands for (one for an agent, all of an owner's), `audience` the
-    resource's; both are read from the registry `registry_hash`, so that a reload in between makes this stale.
+    resource's; both are read from the registry `registry_hash`, so that a reload in between makes this stale. What was
+    registered earlier is looked for in the ledger: credentials outlive the registration that they were issued under.
     """
 
     selector: Selector
@@ -96,8 +97,7 @@ class Kill:
             rows = tx.execute("SELECT id FROM tasks WHERE state = 'active'").fetchall()
             return ((Match.ALL, ""),), [row[0] for row in rows]
         if target is Target.RESOURCE:
-            assert self.audience is not None
-            return ((Match.RESOURCE, self.audience),), []
+            return self._resource(tx, value)
         if target is Target.KEY:
             return self._key(tx, value)
         if target is Target.GRANT:
@@ -108,14 +108,29 @@ class Kill:
                 return self._implicit_task(tx, value)
             family = [value, *descendants(tx, [value])]
             return tuple((Match.TASK, task) for task in family), family if row[0] == TaskState.ACTIVE else []
+        agents = self.agents
+        if target is Target.AGENT and not agents:
+            if not _left_something(tx, value):
+                return KillRefused("agent_not_found", f"There is no agent {value[:80]}.")
+            agents = (value,)
         own: list[str] = []
-        for agent in self.agents:
+        for agent in agents:
             rows = tx.execute("SELECT id FROM tasks WHERE agent = ? AND state = 'active'", (agent,)).fetchall()
             own += [row[0] for row in rows]
         # Child tasks that run under other agents fall with their parents; the agents' own fall by their subject.
         below = descendants(tx, own)
-        matches = (*((Match.AGENT, agent) for agent in self.agents), *((Match.TASK, task) for task in below))
+        matches = (*((Match.AGENT, agent) for agent in agents), *((Match.TASK, task) for task in below))
         return matches, [*own, *below]
+
+    def _resource(self, tx: Tx | Reader, resource: str) -> Covers | KillRefused:
+        """Its audience, and those that it had when what is still alive was issued."""
+        rows = tx.execute(
+            "SELECT DISTINCT audience FROM grants WHERE seq >= (SELECT floor FROM head) AND resource = ?", (resource,)
+        )
+        audiences = {row[0] for row in rows.fetchall()} | ({self.audience} if self.audience is not None else set())
+        if not audiences:
+            return KillRefused("resource_not_found", f"There is no resource {resource[:80]}.")
+        return tuple((Match.RESOURCE, audience) for audience in sorted(audiences)), []
 
     def _grant(self, tx: Tx | Reader, jti: str) -> Covers | KillRefused:
         missing = KillRefused("grant_not_found", f"There is no grant {jti}.")
@@ -240,6 +255,16 @@ class Acknowledge:
         if new:
             tx.append("acknowledged", {"acks": new})
         return len(new)
+
+
+def _left_something(tx: Tx | Reader, agent: str) -> bool:
+    """Whether an agent that is not registered any more has an open task, or a credential that may still live."""
+    found = tx.execute(
+        "SELECT EXISTS (SELECT 1 FROM tasks WHERE agent = ? AND state = 'active')"
+        " OR EXISTS (SELECT 1 FROM grants WHERE seq >= (SELECT floor FROM head) AND agent = ?)",
+        (agent, agent),
+    ).fetchone()
+    return bool(found[0])
 
 
 def seq_of(tx: Tx | Reader, text: str, kind: str) -> int | None:
