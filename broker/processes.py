@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 
 import structlog
 import uvicorn
@@ -50,6 +51,13 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._ready()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  (Uvicorn's)
+        """Stop serving, and nothing else: raised again after that, as Uvicorn does, the signal would end the process
+        before it has written what it still has in memory.
+        """
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._process.feed is not None:
             await self._process.feed.stop()
@@ -82,18 +90,21 @@ async def serve_one(config: Config, *, role: Role, listening: socket.socket, rea
             ready=ready,
         )
         _end_with_the_supervisor(server)
-        ending = asyncio.ensure_future(_end_with_the_ledger(process, server))
+        _end_with_the_ledger(process, server)
         await server.serve([listening])
-        ending.cancel()
         if process.unusable.done():
             raise process.unusable.result()
 
 
-async def _end_with_the_ledger(process: Process, server: uvicorn.Server) -> None:
+def _end_with_the_ledger(process: Process, server: uvicorn.Server) -> None:
     """Stop serving when the ledger must not be used any more: nothing may be answered from a rolled-back one."""
-    why = await process.unusable
-    log.critical("ledger_unusable", why=str(why), internal=why.internal)
-    server.should_exit = True
+
+    def end(unusable: "asyncio.Future[LedgerStopped]") -> None:
+        why = unusable.result()
+        log.critical("ledger_unusable", why=str(why), internal=why.internal)
+        server.should_exit = True
+
+    process.unusable.add_done_callback(end)
 
 
 def _end_with_the_supervisor(server: uvicorn.Server) -> None:

@@ -20,6 +20,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 Event = dict[str, Any]
+Kill = tuple[int, list[list[str]]]
+"""The position of a kill, and its matches."""
 
 
 @dataclass
@@ -150,8 +152,8 @@ def covers(matches: Iterable[Sequence[str]], token: Mapping[str, Any], kid: str)
     return any(kind == "all" or value in by[kind] for kind, value in matches)
 
 
-def kills_in(events: Iterable[Event]) -> Iterator[tuple[int, list[list[str]]]]:
-    """(position, matches) of everything that ends credentials: kills, and the endings of tasks."""
+def kills_in(events: Iterable[Event]) -> Iterator[Kill]:
+    """Everything that ends credentials: kills, and the endings of tasks."""
     for event in events:
         if event["type"] == "killed":
             yield event["seq"], event["matches"]
@@ -159,13 +161,11 @@ def kills_in(events: Iterable[Event]) -> Iterator[tuple[int, list[list[str]]]]:
             yield event["seq"], [["task", task] for task in (event["task"], *event.get("children", ()))]
 
 
-def killer_of(events: Sequence[Event], token: Mapping[str, Any], kid: str) -> int | None:
-    """The position of the first kill that covers this token; a key's kill covers whatever position a token names."""
-    for position, matches in kills_in(events):
-        stolen = any(kind == "key" for kind, _ in matches)
-        if (stolen or token["seq"] < position) and covers(matches, token, kid):
-            return position
-    return None
+def killers_of(kills: Sequence[Kill], token: Mapping[str, Any], kid: str) -> Iterator[int]:
+    """The positions of the kills that cover this token; a key's kill covers whatever position a token names."""
+    for position, matches in kills:
+        if (token["seq"] < position or any(kind == "key" for kind, _ in matches)) and covers(matches, token, kid):
+            yield position
 
 
 # --- The checks -------------------------------------------------------------------------------------------------------
@@ -381,17 +381,12 @@ def _introspected(events: Sequence[Event], transcript: Transcript) -> Iterator[s
     """Dead once the kill's answer had arrived; alive if nothing in the whole ledger covers it."""
     known = {token.claims["jti"]: token for token in transcript.tokens}
     acknowledged = {killing.position: killing.received for killing in transcript.kills}
+    kills = list(kills_in(events))
     for each in transcript.introspections:
         token = known.get(each.jti)
         if token is None:
             continue
-        kid = token.header["kid"]
-        killers = [
-            position
-            for position, matches in kills_in(events)
-            if covers(matches, token.claims, kid)
-            and (token.claims["seq"] < position or any(kind == "key" for kind, _ in matches))
-        ]
+        killers = list(killers_of(kills, token.claims, token.header["kid"]))
         if each.active and any(acknowledged.get(position, each.received) < each.sent for position in killers):
             yield f"1: {each.jti} was alive after its kill had been acknowledged"
         if not each.active and not killers:

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from broker.ledger.verify import verify_ledger
-from tests.invariants.checker import Facts, Transcript, check, killer_of, read_ledger
+from tests.invariants.checker import Facts, Transcript, check, killers_of, kills_in, read_ledger
 from tests.invariants.kit import AGENTS, AUDIENCES, OWNERS, Client, Site, bearer, child, two_free_ports
 
 pytestmark = pytest.mark.e2e
@@ -166,17 +166,18 @@ def test_no_credential_is_issued_under_a_kill_by_two_workers(workers, capsys: py
 
 def _figures(run: Run, facts: Facts) -> str:
     events = facts.events
-    late = [token for token in run.transcript.tokens if killer_of(events, token.claims, token.header["kid"])]
     kills = {kill.position: kill for kill in run.transcript.kills}
+    in_order = list(kills_in(events))
+    first = [next(killers_of(in_order, each.claims, each.header["kid"]), None) for each in run.transcript.tokens]
     on_arrival = sum(
-        (killer := killer_of(events, token.claims, token.header["kid"])) in kills
-        and kills[killer].received < token.received
-        for token in late
+        killer in kills and kills[killer].received < token.received
+        for token, killer in zip(run.transcript.tokens, first, strict=True)
     )
     waits = sorted(kill.received - kill.sent for kill in run.transcript.kills)
+    killed = len(first) - first.count(None)
     return (
         f"\n  {sum(n for name, n in run.answers.items() if not name.startswith('kill'))} attempts, "
-        f"{run.answers['issued']} issued, {len(late)} of them killed ({on_arrival} dead on arrival), "
+        f"{run.answers['issued']} issued, {killed} of them killed ({on_arrival} dead on arrival), "
         f"{len(kills)} kills (median {waits[len(waits) // 2] * 1000:.0f} ms, "
         f"slowest {waits[-1] * 1000:.0f} ms), {len(events)} events, "
         f"{len(run.transcript.introspections)} introspections, no violation\n  {dict(run.answers)}"
