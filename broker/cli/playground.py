@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from broker.app import Role, create
+from broker.cli.errors import USAGE, Failure
 from broker.cli.init import write_skeleton
 from broker.cli.secret_file import write_secret
 from broker.config import Config, load_config
@@ -30,7 +30,7 @@ def play(*, host: str, port: int, directory: Path | None, tell: Tell) -> None:
 
     with _place(directory) as place, listen_on(f"{_bracketed(host)}:{port}") as listening:
         url = f"http://{_bracketed(host)}:{listening.getsockname()[1]}"
-        config = _config(place, url, listening)
+        config = _config(place, url)
         configure_logging("warning", "console")
         with suppress(KeyboardInterrupt):  # how it is meant to be stopped
             uvloop.run(
@@ -59,7 +59,7 @@ def _place(directory: Path | None) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _config(place: Path, url: str, listening: socket.socket) -> Config:
+def _config(place: Path, url: str) -> Config:
     """The configuration of a fresh or an earlier playground, all in one process."""
     file = place / "taskpass.toml"
     if not file.exists():
@@ -67,8 +67,12 @@ def _config(place: Path, url: str, listening: socket.socket) -> Config:
         _register_keys(place)
     config = load_config(file)
     if config.issuer != url:
-        listening.close()
-        raise SystemExit(f"{place} was made for {config.issuer}: name its --host and --port, or another --dir.")
+        raise Failure(
+            "usage",
+            f"{place} was made for {config.issuer}.",
+            exit_code=USAGE,
+            next="Name its --host and --port, or another --dir.",
+        )
     config = config.model_copy(update={"serve": config.serve.model_copy(update={"control_url": url})})
     if not config.ledger.path.exists():
         create(config)

@@ -148,3 +148,15 @@ def test_a_heartbeat_keeps_the_task(url: str) -> None:
     FAKE.feed.until(lambda: any(seen.path.endswith("/heartbeat") for seen in FAKE.requests))
     process.terminate()
     assert finished(process)[0] == 0
+
+
+def test_the_token_in_a_file_is_kept_fresh(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FAKE, "lifetime_s", 1)
+    until_changed = (
+        "import os, time\n"
+        "path = os.environ['TASKPASS_ACCESS_TOKEN_FILE']\n"
+        "first = open(path).read()\n"
+        "while open(path).read() == first: time.sleep(0.01)"
+    )
+    process = start(url, *python(until_changed), options=("--write-token", str(tmp_path / "token")))
+    assert finished(process) == (0, "", "")
