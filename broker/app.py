@@ -143,7 +143,7 @@ def _assemble(
     unusable: "asyncio.Future[LedgerStopped]",
     now: Now,
 ) -> Process:
-    iss, now = config.issuer, _ledger_time(ledger, now)
+    iss, host_now, now = config.issuer, now, _ledger_time(ledger, now)
     keyring = Keyring(ledger=ledger, sealer=sealer_of(config), now=now)
     rules = RulesInForce(ledger=ledger)
     refusals = Refusals(now=now)
@@ -163,7 +163,14 @@ def _assemble(
     )
     broker = Broker(
         callers=Callers(
-            rules=rules, ledger=ledger, writer=writer, keyring=keyring, refusals=refusals, iss=iss, now=now
+            rules=rules,
+            ledger=ledger,
+            writer=writer,
+            keyring=keyring,
+            refusals=refusals,
+            iss=iss,
+            now=now,
+            host_now=host_now,
         ),
         issuance=Issuance(
             rules=rules,
@@ -221,7 +228,7 @@ def _assemble(
         scopes=lambda: {
             action for resource in rules.current.registry.resources.values() for action in resource.actions
         },
-        ready=lambda: _not_ready(ledger, rules, now()),
+        ready=lambda: _not_ready(ledger, rules, host_now()),
         tokens=Role.TOKENS in role,
     )
     return Process(app, broker, ledger, writer, feed, chores, proofs, keyring, provisional, unusable)

@@ -4,6 +4,7 @@ Sessions are credentials whose audience is the broker itself. They spare a calle
 heartbeat, and die like any other credential: by expiry, by a kill that covers them, or with their registration.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,9 @@ log = structlog.get_logger(__name__)
 
 SESSION_TYP = "session+jwt"
 SESSION_TTL_MS = {"agent": 900_000, "verifier": 900_000, "operator": 900_000}
+_ASSERTION_NEEDED = "A session cannot open another: present an assertion."
+_MARK_WITHIN_S = 0.5
+"""How long a kill waits for its proof to be marked as spent: a disk that hangs must not hold it up."""
 _REFUSALS = (Forbidden, NotFound, AccessDenied, UnauthorizedClient, NotAuthenticated)
 
 
@@ -62,7 +66,9 @@ class Callers:
         refusals: Refusals,
         iss: str,
         now: Callable[[], int],
+        host_now: Callable[[], int],
     ) -> None:
+        """`now` is the ledger's time; `host_now` is the host's clock alone, which may be behind it."""
         self._rules = rules
         self._ledger = ledger
         self._writer = writer
@@ -70,10 +76,16 @@ class Callers:
         self._refusals = refusals
         self._iss = iss
         self._now = now
+        self._host_now = host_now
         self._unrecorded: dict[bytes, int] = {}  # proofs of kills that the ledger could not mark: mark -> expiry
 
-    async def authenticate(self, token: str | None) -> Caller:
-        """The caller, its single-use proof not yet spent. Raises NotAuthenticated."""
+    async def authenticate(self, token: str | None, *, even_late: bool = False) -> Caller:
+        """The caller, its single-use proof not yet spent. Raises NotAuthenticated.
+
+        `even_late`, for kills, judges expiry by the host's clock: while that is behind the ledger's time, whoever
+        signs by the same clock would always be late, and a kill cannot wait.
+        """
+        now = self._host_now() if even_late else self._now()
         if token is None:
             self._refusals.count("no_credential")
             raise NotAuthenticated("Send an assertion or a session token as `Authorization: Bearer`.")
@@ -83,8 +95,8 @@ class Callers:
             self._refusals.count(error.reason)
             raise NotAuthenticated(f"The bearer token is not acceptable: {error}.") from None
         if unverified.header.typ == SESSION_TYP:
-            return self._by_session(token)
-        return await self._by_assertion(token)
+            return self._by_session(token, now)
+        return await self._by_assertion(token, now)
 
     async def spend(self, caller: Caller, route: str, *, even_unrecorded: bool = False) -> None:
         """Spend the caller's single-use proof for one request of `route`. Raises NotAuthenticated when it was spent
@@ -95,10 +107,11 @@ class Callers:
         if proof is None:
             return
         command = Authenticate(kind_of(caller), caller.id, proof, route, even_late=even_unrecorded)
+        submit = self._writer.submit_priority if even_unrecorded else self._writer.submit
         try:
-            submit = self._writer.submit_priority if even_unrecorded else self._writer.submit
-            refusal = await submit(command)
-        except LedgerUnavailable as error:
+            async with asyncio.timeout(_MARK_WITHIN_S if even_unrecorded else None):
+                refusal = await submit(command)
+        except (LedgerUnavailable, TimeoutError) as error:
             if not even_unrecorded:
                 raise Unavailable("The ledger cannot be written, so this proof cannot be accepted.") from error
             now = self._now()
@@ -124,7 +137,7 @@ class Callers:
     async def open_session(self, caller: Caller) -> Session:
         """A session for a caller who proved its identity with an assertion. Raises NotAuthenticated, AccessDenied."""
         if isinstance(caller, SystemCaller) or caller.session_seq is not None:
-            raise Forbidden("A session cannot open another: present an assertion.")
+            raise Forbidden(_ASSERTION_NEEDED)
         kind = kind_of(caller)
         owner = caller.agent.owner if isinstance(caller, AgentCaller) else None
         opened = await self._writer.submit(
@@ -136,6 +149,8 @@ class Callers:
         """Register a verifier's process for the feed; its session is for acknowledgements. Raises NotAuthenticated for
         a spent proof, Forbidden for the id of another verifier's instance.
         """
+        if caller.session_seq is not None:
+            raise Forbidden(_ASSERTION_NEEDED)
         return self._session(caller, await self._writer.submit(command))
 
     def _session(
@@ -160,10 +175,10 @@ class Callers:
         token = self._keyring.session_signer().sign(SESSION_TYP, claims)
         return Session(token, kind, caller.id, claims["exp"] - claims["iat"])
 
-    async def _by_assertion(self, token: str) -> Caller:
+    async def _by_assertion(self, token: str, now: int) -> Caller:
         rules = self._rules.current
         try:
-            workload = await self._attest(rules, token)
+            workload = await self._attest(rules, token, now)
         except (AttestationFailed, KeysNeeded) as error:
             self._refusals.count(error.reason if isinstance(error, AttestationFailed) else "unknown_key")
             if isinstance(error, AttestationFailed) and error.retry_after_s is not None:
@@ -186,16 +201,16 @@ class Callers:
         self._refusals.count("not_registered")
         raise NotAuthenticated(matched.sentence, presented=dict(workload.claims))
 
-    async def _attest(self, rules: Rules, token: str) -> Workload:
+    async def _attest(self, rules: Rules, token: str, now: int) -> Workload:
         audiences = frozenset({self._iss})
         try:
-            return rules.attesters.attest(token, audiences=audiences, sole=True, now_ms=self._now())
+            return rules.attesters.attest(token, audiences=audiences, sole=True, now_ms=now)
         except KeysNeeded as needed:
             await rules.attesters.refresh(needed.source)
-            return rules.attesters.attest(token, audiences=audiences, sole=True, now_ms=self._now())
+            return rules.attesters.attest(token, audiences=audiences, sole=True, now_ms=now)
 
-    def _by_session(self, token: str) -> Caller:
-        claims = self._verified_session(token)
+    def _by_session(self, token: str, now: int) -> Caller:
+        claims = self._verified_session(token, now)
         registry, seq, name = self._rules.current.registry, claims["seq"], claims["sub"]
         if claims["kind"] == "operator" and name in registry.operators:
             return OperatorCaller(registry.operators[name], session_seq=seq)
@@ -212,7 +227,7 @@ class Callers:
             return AgentCaller(registry.agents[name], workload, session_seq=seq)
         raise NotAuthenticated(f"{name} is not registered any more.")
 
-    def _verified_session(self, token: str) -> dict[str, Any]:
+    def _verified_session(self, token: str, now: int) -> dict[str, Any]:
         profile = jose.Profile(
             typ=frozenset({SESSION_TYP}),
             algs=frozenset({"ES256"}),
@@ -224,7 +239,7 @@ class Callers:
             max_lifetime_s=max(SESSION_TTL_MS.values()) // 1000,
         )
         try:
-            return dict(jose.verify(token, self._keyring.verifying("session").find, profile, self._now() // 1000))
+            return dict(jose.verify(token, self._keyring.verifying("session").find, profile, now // 1000))
         except jose.JoseError as error:
             self._refusals.count(error.reason)
             raise NotAuthenticated(f"The session token does not hold: {error}.", next="Authenticate anew.") from None

@@ -12,10 +12,11 @@ from typing import Any, Protocol
 from broker.errors import Conflict, NotFound, Unavailable
 from broker.ledger import Ledger, LedgerUnavailable, Reader, views
 from broker.ledger.commands.guards import Stale
-from broker.ledger.commands.kills import Kill, Killed, KillRefused, LiftHolds
+from broker.ledger.commands.kills import NO_NEXT_KEY, Kill, Killed, KillRefused, LiftHolds
 from broker.ledger.writer import Writer
 from broker.model import MATCH_OF, AgentCaller, Caller, OperatorCaller, Right, Selector, Target
 from broker.revocation import Covered, kill_receipt
+from broker.registry.text import unsafe_character
 from broker.rules import Rules, RulesInForce
 from broker.service.callers import need
 from broker.service.reasons import checked_reason
@@ -89,7 +90,7 @@ class KillSwitch:
                         await asyncio.wait_for(asyncio.shield(self._counting(outcome.id)), _COUNT_WITHIN_S)
                     return self.receipt(caller, outcome.id)
                 case KillRefused():
-                    raise (Conflict if outcome.reason == "no_next_key" else NotFound)(outcome.sentence)
+                    raise (Conflict if outcome.reason == NO_NEXT_KEY else NotFound)(outcome.sentence)
                 case Stale():
                     await self._rules.catch_up()
                     command = self._command(caller, selector, reason=reason, hold=hold)

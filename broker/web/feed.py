@@ -173,8 +173,18 @@ class Feed:
         self._broadcast(_kill_event(self._ledger.head.epoch, kill))
 
     def withdraw(self, provisional_id: str, kill: FeedKill | None) -> None:
-        """The ledger took the kill, or refused it: the durable entry replaces the provisional one."""
+        """The ledger took the kill, or refused it: the durable entry replaces the provisional one.
+
+        What was committed before goes first: a listener takes the last position that it hears of for its cursor.
+        """
         self._provisional.pop(provisional_id, None)
+        try:
+            with self._ledger.read() as r:
+                self._catch_up(r)
+        except LedgerUnavailable:  # with the provisional kill in force they come back for a snapshot
+            for listener in self._listeners.values():
+                listener.close()
+            return
         self._broadcast(_event("withdrawn", {"id": provisional_id, "kill": kill.to_wire() if kill else None}))
 
     async def until(self, done: Callable[[], bool], *, timeout_ms: int) -> None:

@@ -14,7 +14,7 @@ import structlog
 
 from broker.ledger import LedgerUnavailable
 from broker.ledger.commands.guards import Stale
-from broker.ledger.commands.kills import Kill, Killed, KillRefused
+from broker.ledger.commands.kills import NO_NEXT_KEY, Kill, Killed, KillRefused
 from broker.ledger.spool import Spool
 from broker.ledger.writer import Writer
 from broker.model import Selector, Target
@@ -109,6 +109,8 @@ class ProvisionalKills:
                 continue
             if isinstance(outcome, Stale):  # whom it names was fixed when it was put in force
                 waiting.kill = replace(waiting.kill, registry_hash=outcome.registry_hash)
+                continue
+            if isinstance(outcome, KillRefused) and outcome.reason == NO_NEXT_KEY:  # there will be one soon
                 continue
             self._settle(provisional_id, waiting, outcome)
 

@@ -15,6 +15,9 @@ from broker.ledger.commands.tasks import close_rows, descendants
 from broker.model import Selector, Target, TaskState
 from broker.wire import Match
 
+NO_NEXT_KEY = "no_next_key"
+"""Why a signing key cannot be killed yet: no other one is published to take over."""
+
 Covers = tuple[tuple[tuple[Match, str], ...], list[str]]
 """What a kill compares with tokens, and the open tasks that it ends."""
 
@@ -66,7 +69,7 @@ class Kill:
             return found
         matches, tasks = found
         if self.selector.target is Target.KEY and not self._replace_key(tx):
-            return KillRefused("no_next_key", "No next key is published to take over; rotate once, then kill this one.")
+            return KillRefused(NO_NEXT_KEY, "No next key is published to take over; rotate once, then kill this one.")
         seq = tx.next_seq()
         kill_id = make_id("kil", tx.epoch, seq)
         hold = make_id("hld", tx.epoch, seq) if self.hold else None
