@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
-CODE := broker issuers policies demo bench tests
+CODE := broker issuers policies demo bench docs tests
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench lock clean
