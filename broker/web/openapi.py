@@ -12,6 +12,14 @@ from broker.web.http import json_answer
 
 _PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 _OAUTH_ERROR = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/OAuthError"}}}}
+_ANSWERS: dict[str, dict[str, Any]] = {
+    "/oauth2/jwks": {"application/jwk-set+json": {"schema": {"type": "object"}}},
+    "/oauth2/revoke": {},
+    "/v1/ledger/checkpoint": {"text/plain": {"schema": {"type": "string"}}},
+    "/v1/revocations/stream": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+"""The content of successes that are not `application/json`."""
+
 _FORM_ROUTES = {"/oauth2/token", "/oauth2/introspect", "/oauth2/revoke"}
 
 _SCHEMAS: dict[str, Any] = {
@@ -75,6 +83,8 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
     """Errors and security that the guard table implies."""
     responses = operation.setdefault("responses", {})
     responses.pop("422", None)
+    if path in _ANSWERS:
+        responses["200"]["content"] = _ANSWERS[path]
     error = _OAUTH_ERROR if path in _FORM_ROUTES else _PROBLEM
     for status, text in {
         "400": "Refused",
