@@ -157,6 +157,7 @@ def _assemble(
         ledger=ledger,
         writer=writer,
         keyring=keyring,
+        origin=ledger.origin,
         registry_dir=config.registry.path,
         policies_dir=config.policies.path,
         now=now,

@@ -1,6 +1,7 @@
 """Operators' upkeep verbs: reload what is registered and permitted, rotate signing keys."""
 
 import asyncio
+from base64 import urlsafe_b64decode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import policies
 from broker.errors import ConfigurationInvalid, Conflict, Malformed, Problem
 from broker.keys import Keyring
 from broker.ledger import Ledger, views
+from broker.ledger.checkpoint import VerifierKey
 from broker.ledger.commands.admin import LoadBundle, PublishNextKey, RefuseReload, RotateKeys, StopIssuance, Together
 from broker.ledger.writer import Writer
 from broker.model import Caller, OperatorCaller, Right, SystemCaller
@@ -42,6 +44,7 @@ class Admin:
         ledger: Ledger,
         writer: Writer,
         keyring: Keyring,
+        origin: str,
         registry_dir: Path,
         policies_dir: Path,
         now: Callable[[], int],
@@ -50,6 +53,7 @@ class Admin:
         self._ledger = ledger
         self._writer = writer
         self._keyring = keyring
+        self._origin = origin
         self._registry_dir = registry_dir
         self._policies_dir = policies_dir
         self._now = now
@@ -139,21 +143,26 @@ class Admin:
         await self._writer.submit(PublishNextKey(self._keyring.make("token")))
 
     def keys(self, caller: Caller) -> Sequence[dict[str, Any]]:
-        """Signing keys and their states; public parts only."""
+        """Signing keys and their states; public parts only. The checkpoint key comes as auditors' tools take it."""
         if isinstance(caller, OperatorCaller):
             need(caller, Right.READ, owners=caller.operator.owners)
         with self._ledger.read() as r:
-            return [
-                {
-                    "kid": row.kid,
-                    "purpose": row.purpose,
-                    "state": row.state,
-                    "published": row.published,
-                    "activated": row.activated,
-                    "retired": row.retired,
-                }
-                for row in views.keys(r)
-            ]
+            return [self._key(row) for row in views.keys(r)]
+
+    def _key(self, row: views.KeyRow) -> dict[str, Any]:
+        shown = {
+            "kid": row.kid,
+            "purpose": row.purpose,
+            "state": row.state,
+            "jwk": row.jwk,
+            "published": row.published,
+            "activated": row.activated,
+            "retired": row.retired,
+        }
+        if row.purpose == "checkpoint":
+            raw = urlsafe_b64decode(row.jwk["x"] + "=")
+            shown["verifier_key"] = str(VerifierKey(self._origin, raw))
+        return shown
 
 
 def _policy_changes(changes: Difference) -> list[dict[str, str]]:
