@@ -82,10 +82,9 @@ class Callers:
     async def authenticate(self, token: str | None, *, even_late: bool = False) -> Caller:
         """The caller, its single-use proof not yet spent. Raises NotAuthenticated.
 
-        `even_late`, for kills, judges expiry by the host's clock: while that is behind the ledger's time, whoever
-        signs by the same clock would always be late, and a kill cannot wait.
+        `even_late`, for kills, judges an assertion by the host's clock: while that is behind the ledger's time, whoever
+        signs by the same clock would always be late, and a kill cannot wait. A session's times are the ledger's own.
         """
-        now = self._host_now() if even_late else self._now()
         if token is None:
             self._refusals.count("no_credential")
             raise NotAuthenticated("Send an assertion or a session token as `Authorization: Bearer`.")
@@ -95,8 +94,8 @@ class Callers:
             self._refusals.count(error.reason)
             raise NotAuthenticated(f"The bearer token is not acceptable: {error}.") from None
         if unverified.header.typ == SESSION_TYP:
-            return self._by_session(token, now)
-        return await self._by_assertion(token, now)
+            return self._by_session(token)
+        return await self._by_assertion(token, self._host_now() if even_late else self._now())
 
     async def spend(self, caller: Caller, route: str, *, even_unrecorded: bool = False) -> None:
         """Spend the caller's single-use proof for one request of `route`. Raises NotAuthenticated when it was spent
@@ -209,8 +208,8 @@ class Callers:
             await rules.attesters.refresh(needed.source)
             return rules.attesters.attest(token, audiences=audiences, sole=True, now_ms=now)
 
-    def _by_session(self, token: str, now: int) -> Caller:
-        claims = self._verified_session(token, now)
+    def _by_session(self, token: str) -> Caller:
+        claims = self._verified_session(token)
         registry, seq, name = self._rules.current.registry, claims["seq"], claims["sub"]
         if claims["kind"] == "operator" and name in registry.operators:
             return OperatorCaller(registry.operators[name], session_seq=seq)
@@ -227,7 +226,7 @@ class Callers:
             return AgentCaller(registry.agents[name], workload, session_seq=seq)
         raise NotAuthenticated(f"{name} is not registered any more.")
 
-    def _verified_session(self, token: str, now: int) -> dict[str, Any]:
+    def _verified_session(self, token: str) -> dict[str, Any]:
         profile = jose.Profile(
             typ=frozenset({SESSION_TYP}),
             algs=frozenset({"ES256"}),
@@ -239,7 +238,7 @@ class Callers:
             max_lifetime_s=max(SESSION_TTL_MS.values()) // 1000,
         )
         try:
-            return dict(jose.verify(token, self._keyring.verifying("session").find, profile, now // 1000))
+            return dict(jose.verify(token, self._keyring.verifying("session").find, profile, self._now() // 1000))
         except jose.JoseError as error:
             self._refusals.count(error.reason)
             raise NotAuthenticated(f"The session token does not hold: {error}.", next="Authenticate anew.") from None

@@ -1,4 +1,5 @@
-"""Kill against issue: two token workers and a control process on one SQLite file, everybody as fast as they can.
+"""Kill against issue: two token workers and a control process on one SQLite file, everybody as fast as they can, and
+their clocks a second and a half apart.
 
 `TASKPASS_SOAK=<seconds>` makes the same run longer.
 """
@@ -17,6 +18,7 @@ import pytest
 
 from broker.ledger.verify import verify_ledger
 from tests.invariants.checker import Facts, Transcript, check, killers_of, kills_in, read_ledger
+from tests.invariants.child import CLOCK_OFFSET_MS
 from tests.invariants.kit import AGENTS, AUDIENCES, OWNERS, Client, Site, bearer, child, two_free_ports
 
 pytestmark = pytest.mark.e2e
@@ -144,8 +146,9 @@ def workers(tmp_path: Path) -> Iterator[tuple[Site, list[str]]]:
     with ExitStack() as stack:
         stack.enter_context(child(site, "control"))
         second = f"http://127.0.0.1:{two_free_ports()}"
-        for address in (site.issuer, second):
-            stack.enter_context(child(site, "tokens", address.removeprefix("http://")))
+        for address, ahead_ms in ((site.issuer, 0), (second, 1_500)):
+            env = {CLOCK_OFFSET_MS: str(ahead_ms)}
+            stack.enter_context(child(site, "tokens", address.removeprefix("http://"), env=env))
         yield site, [site.issuer, second]
 
 
