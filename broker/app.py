@@ -112,11 +112,23 @@ async def running(config: Config, *, role: Role = Role.ALL, now: Now = wall_cloc
 
     loop = asyncio.get_running_loop()
     unusable: asyncio.Future[LedgerStopped] = loop.create_future()
-    writer = Writer(ledger=ledger, loop=loop, on_commit=committed, on_stop=unusable.set_result)
+
+    def stopped(why: LedgerStopped) -> None:
+        if not unusable.done():
+            unusable.set_result(why)
+
+    async def look() -> None:
+        try:
+            with ledger.read():
+                pass
+        except LedgerStopped as why:
+            stopped(why)
+
+    writer = Writer(ledger=ledger, loop=loop, on_commit=committed, on_stop=stopped)
     feed = Feed(ledger=ledger, writer=writer, now=now) if Role.CONTROL in role else None
     process = _assemble(config, role=role, ledger=ledger, writer=writer, feed=feed, unusable=unusable, now=now)
     entry = _Entry(process, role=role, now=now)
-    upkeep = Upkeep([*_chores(config, process, role), Chore("entry", 1.0, entry.make)])
+    upkeep = Upkeep([*_chores(config, process, role), Chore("entry", 1.0, entry.make), Chore("look", 1.0, look)])
     try:
         await _start(process, entry)
         upkeep.start()

@@ -228,7 +228,9 @@ class Supervisor:
             child = alive[sentinel]
             if self._stopping:
                 return
-            exit_code = child.process.exitcode if child.process else None
+            assert child.process is not None
+            child.process.join()  # it has ended; until it is collected, it has no exit code
+            exit_code = child.process.exitcode
             log.error("process_died", process=child.name, exit_code=exit_code)
             if exit_code == _LEDGER_UNUSABLE:
                 self._exit_code = 1
