@@ -1,0 +1,1 @@
+"""What Taskpass costs, measured: `python -m bench`. The method is in `docs/performance.md`."""

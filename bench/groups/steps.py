@@ -1,0 +1,156 @@
+"""Where a token's time goes: the CPU cost of each step of the pipeline, in microseconds for one token.
+
+Runs beside nothing: the broker's own objects, assembled as in production (identity, replay marks, ten policies, durable
+ledger, signing), in this process and without HTTP, in batches as large as the connections of a burst. The steps are
+timed on their own thread's CPU clock, so waiting for the disk or for the other thread is not counted. Timers are put
+around the steps from outside; they cost about half a microsecond each and are in the figures.
+"""
+
+import asyncio
+import gc
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import orjson
+import uvloop
+
+from bench.assertions import JWT_BEARER, assertion
+from bench.machine import Calibration, calibrate
+from bench.site import AUDIENCE, SCOPE, Site, agent_name, make_site
+from broker.app import Role, running
+from broker.ledger import sqlite as store
+from broker.service import issuance as pipeline
+from broker.service.asks import read_token_request
+from broker.web.http import parse_form
+from broker.web.oauth import _granted
+
+BATCH = 64
+
+
+class Clock:
+    """Adds up the CPU time of calls, by name."""
+
+    def __init__(self) -> None:
+        self.spent: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+
+    def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """`call`, counted under `name`."""
+
+        def counted(*args: Any, **named: Any) -> Any:
+            start = time.thread_time_ns()
+            try:
+                return call(*args, **named)
+            finally:
+                self.spent[name] += time.thread_time_ns() - start
+                self.calls[name] += 1
+
+        return counted
+
+    @contextmanager
+    def around(self, name: str) -> Iterator[None]:
+        """A block, counted under `name`."""
+        start = time.thread_time_ns()
+        yield
+        self.spent[name] += time.thread_time_ns() - start
+
+
+def measure(scratch: Path, *, tokens: int = 6_400, core: int) -> tuple[dict[str, float], Calibration]:
+    """CPU microseconds per token and step, and what the primitives cost meanwhile."""
+    site = make_site(scratch / "steps", port=8790)
+    before = calibrate(core)
+    spent = uvloop.run(_run(site, tokens))
+    after = calibrate(core)
+    return spent, Calibration.between(before, after)
+
+
+async def _run(site: Site, tokens: int) -> dict[str, float]:
+    clock = Clock()
+    async with running(site.config, role=Role.ALL) as process:
+        issuance = process.broker.issuance
+        await _tokens(site, issuance, 5 * BATCH, Clock())
+        _instrument(clock, issuance, process)
+        gc.collect()
+        start, cpu = time.process_time_ns(), time.thread_time_ns()
+        waited = await _tokens(site, issuance, tokens, clock)
+        total = time.process_time_ns() - start - waited
+        main = time.thread_time_ns() - cpu - waited
+    spent = {name: ns / 1000 / tokens for name, ns in clock.spent.items()}
+    spent["total: both threads"] = total / 1000 / tokens
+    spent["total: the loop's thread"] = main / 1000 / tokens
+    return spent
+
+
+async def _tokens(site: Site, issuance: Any, tokens: int, clock: Clock) -> int:
+    """Get so many tokens in batches; the CPU time spent on making assertions, which is nobody's cost here."""
+    waited = 0
+    for _ in range(tokens // BATCH):
+        start = time.thread_time_ns()
+        bodies = [_body(agent_name(n % site.agents), site.issuer) for n in range(BATCH)]
+        waited += time.thread_time_ns() - start
+        requests = []
+        with clock.around("1 bound and parse the form"):
+            for body in bodies:
+                requests.append(read_token_request(parse_form("application/x-www-form-urlencoded", body)))
+        answers = await asyncio.gather(*(issuance.issue(request) for request in requests))
+        with clock.around("11 render the answer"):
+            for answer in answers:
+                orjson.dumps(_granted(answer))
+    return waited
+
+
+def _body(name: str, issuer: str) -> bytes:
+    return urlencode(
+        {
+            "grant_type": "client_credentials",
+            "client_assertion_type": JWT_BEARER,
+            "resource": AUDIENCE,
+            "scope": SCOPE,
+            "client_assertion": assertion(name, issuer),
+        }
+    ).encode()
+
+
+def _instrument(clock: Clock, issuance: Any, process: Any) -> None:
+    """Put timers around the steps, on the objects of this one process."""
+    for method, name in (
+        ("_authenticate", "2 authenticate: the assertion"),
+        ("_map", "3 map to an agent"),
+        ("_load_task", "4 load the task"),
+        ("_narrow", "5 narrow"),
+        ("_decide", "6 decide"),
+        ("_command", "8 commit: make the command"),
+    ):
+        setattr(issuance, method, clock.timed(name, getattr(issuance, method)))
+    issuance._issuer.issue = clock.timed("9 mint", issuance._issuer.issue)  # noqa: SLF001
+    rules = process.broker.issuance._rules.current  # noqa: SLF001
+    attester = rules.attesters
+    attester.attest = clock.timed("2a attest (in 2)", attester.attest)
+    rules.engine.decide_batch = clock.timed("6a decide_batch (in 6)", rules.engine.decide_batch)
+    import cedarpy
+
+    cedarpy.is_authorized_batch = clock.timed("6b cedar itself (in 6a)", cedarpy.is_authorized_batch)
+    ledger = process.ledger
+    ledger._transact = clock.timed("8 commit: the transaction, on the writer's thread", ledger._transact)  # noqa: SLF001
+    ledger._finish = clock.timed("8c COMMIT, fsync included (in 8)", ledger._finish)  # noqa: SLF001
+    store.apply_all = clock.timed("8a guards, marks, grants, events (in 8)", store.apply_all)
+    store.store = clock.timed("8b event rows, tree and head (in 8)", store.store)
+    writer = process.writer
+    writer._deliver = clock.timed("8 commit: tell the waiting", writer._deliver)  # noqa: SLF001
+    assert pipeline is not None
+
+
+if __name__ == "__main__":
+    import sys
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        spent, calibration = measure(Path(directory), tokens=int(sys.argv[1]) if sys.argv[1:] else 6_400, core=0)
+    for name, us in sorted(spent.items()):
+        print(f"{us:8.1f}  {name}")
+    print(f"ES256 verify {calibration.verify_us:.0f} us, sign {calibration.sign_us:.0f} us")

@@ -1,0 +1,109 @@
+"""Real broker processes: `taskpass serve` as a child, pinned, with the processes told apart.
+
+`python -m bench.serving taskpass.toml` is what is started: the supervisor of `taskpass serve` and nothing else.
+"""
+
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from bench.machine import children_of, pin
+from bench.site import Site
+
+_START_S, _STOP_S = 30, 20
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A broker that answers."""
+
+    site: Site
+    supervisor: int
+    control: int
+    workers: list[int]
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that do the work."""
+        return [self.control, *self.workers]
+
+
+@contextmanager
+def serving(site: Site, *, core: int | set[int], environment: Mapping[str, str] | None = None) -> Iterator[Serving]:
+    """`taskpass serve` on `core`, control process and token workers alike, until the context ends."""
+    with _started(site, environment or {}) as supervisor:
+        _wait(site.issuer)
+        _wait(site.control)
+        found = [child for child in children_of(supervisor.pid) if "resource_tracker" not in _command(child)]
+        running = Serving(site, supervisor.pid, found[0], found[1:])
+        for pid in (supervisor.pid, *running.pids):
+            pin(pid, core if isinstance(core, set) else {core})
+        yield running
+
+
+@contextmanager
+def _started(site: Site, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    log = (site.directory / "serve.log").open("ab")
+    supervisor = subprocess.Popen(
+        [sys.executable, "-m", "bench.serving", str(site.config_path)],
+        stdout=log,
+        stderr=log,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+    try:
+        yield supervisor
+    finally:
+        supervisor.send_signal(signal.SIGTERM)
+        try:
+            supervisor.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(supervisor.pid, signal.SIGKILL)
+            supervisor.wait()
+        log.close()
+
+
+def _wait(url: str) -> None:
+    """Until `/readyz` there says ready. Raises TimeoutError."""
+    parts = urlsplit(url)
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=5)
+        try:
+            connection.request("GET", "/readyz")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.05)
+    raise TimeoutError(f"{url} did not become ready in {_START_S} s; see serve.log beside its configuration")
+
+
+def _command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
+
+
+def main() -> int:
+    """The supervisor of `taskpass serve`."""
+    from broker.config import load_config
+    from broker.log import configure_logging
+    from broker.processes import Supervisor
+
+    path = Path(sys.argv[1])
+    config = load_config(path)
+    configure_logging(config.log.level, config.log.format)
+    return Supervisor(config_path=path, config=config).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
