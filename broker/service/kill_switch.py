@@ -16,7 +16,6 @@ from broker.ledger.commands.kills import NO_NEXT_KEY, Kill, Killed, KillRefused,
 from broker.ledger.writer import Writer
 from broker.model import MATCH_OF, AgentCaller, Caller, OperatorCaller, Right, Selector, Target
 from broker.revocation import Covered, kill_receipt
-from broker.registry.text import unsafe_character
 from broker.rules import Rules, RulesInForce
 from broker.service.callers import need
 from broker.service.reasons import checked_reason
