@@ -25,7 +25,7 @@ pytestmark = pytest.mark.e2e
 
 SECONDS = float(os.environ.get("TASKPASS_SOAK", "12"))
 ISSUERS = 12  # concurrent clients of each worker
-ENOUGH_KILLS = 100
+ENOUGH_KILLS, ENOUGH_TOKENS, ENOUGH_REFUSALS = 50, 500, 50  # or nothing was put to the test
 
 
 class Run:
@@ -163,8 +163,8 @@ def test_no_credential_is_issued_under_a_kill_by_two_workers(workers, capsys: py
     with capsys.disabled():
         print(_figures(run, facts))
     assert len(run.transcript.kills) >= ENOUGH_KILLS
-    assert run.answers["issued"] > 1_000
-    assert run.answers["held"] > 100
+    assert run.answers["issued"] >= ENOUGH_TOKENS
+    assert run.answers["held"] >= ENOUGH_REFUSALS
 
 
 def _figures(run: Run, facts: Facts) -> str:
