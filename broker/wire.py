@@ -112,7 +112,7 @@ class KillMap:
             return None
         seq = claims.get("seq")
         seq = seq if isinstance(seq, int) else -1
-        for key in _keys_of(claims, kid):
+        for key in compared(claims, kid):
             found = positions.get(key)
             if found is not None and seq < found[0]:
                 return found[1]
@@ -125,7 +125,8 @@ class KillMap:
             del self._positions[key]
 
 
-def _keys_of(claims: Mapping[str, Any], kid: str | None) -> Iterable[tuple[Match, str]]:
+def compared(claims: Mapping[str, Any], kid: str | None) -> Iterable[tuple[Match, str]]:
+    """All that kills compare with a token. There is no other place where this is said."""
     yield Match.ALL, ""
     yield Match.AGENT, claims.get("sub", "")
     if claims.get("client_id") != claims.get("sub"):

@@ -8,7 +8,7 @@ import orjson
 
 from broker.ledger import Reader, make_id, parse_id
 from broker.model import Task, TaskState
-from broker.wire import FeedKill, KillMap, Match
+from broker.wire import FeedKill, KillMap, Match, compared
 
 _TASK_COLUMNS = (
     "id, agent, state, opened_seq, opened, deadline, trigger, heartbeat_ms, last_heartbeat, parent, ended_seq, ended"
@@ -204,20 +204,13 @@ def kill_map(r: Reader, *, before: "KillRow | None" = None) -> KillMap:
 
 def kill_of(r: Reader, claims: Mapping[str, Any], kid: str) -> KillRow | None:
     """The first kill, however old, that covers a credential with these claims."""
-    pairs = [
-        ("all", ""),
-        ("agent", claims["sub"]),
-        ("task", claims.get("task", "")),
-        ("grant", claims.get("jti", "")),
-        ("resource", claims["aud"]),
-    ]
     found = [
         r.execute(
-            "SELECT min(seq) FROM kill_matches WHERE kind = ? AND value = ? AND seq > ?", (kind, value, claims["seq"])
+            "SELECT min(seq) FROM kill_matches WHERE kind = ? AND value = ? AND seq > ?",
+            (kind.value, value, -1 if kind is Match.KEY else claims["seq"]),
         ).fetchone()[0]
-        for kind, value in pairs
+        for kind, value in compared(claims, kid)
     ]
-    found.append(r.execute("SELECT min(seq) FROM kill_matches WHERE kind = 'key' AND value = ?", (kid,)).fetchone()[0])
     first = min((seq for seq in found if seq is not None), default=None)
     if first is None:
         return None
