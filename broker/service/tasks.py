@@ -1,5 +1,6 @@
 """The task's life, as its agent drives it: open, heartbeat, end. Expiry is the broker's (`broker.upkeep`)."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,12 @@ from broker.ledger import Ledger, views
 from broker.ledger.commands.tasks import EndTask, Heartbeat, OpenTask, TaskOpened, TaskOver, TaskRefused
 from broker.ledger.writer import Writer
 from broker.model import AgentCaller, Caller, OperatorCaller, Task, TaskState
-from broker.registry.text import unsafe_character
 from broker.rules import RulesInForce
 from broker.service.callers import may_see
 
 TRIGGERS = ("user", "schedule", "webhook", "agent", "manual")
 _MAX_TEXT = 2_000
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # direction marks stay: some scripts need them
 _MAX_OUTCOME = 100
 MIN_HEARTBEAT_S, MAX_HEARTBEAT_S = 1, 3_600
 
@@ -36,10 +37,8 @@ class TaskAsk:
         """Itself, if every member is within bounds. Raises Malformed."""
         for name in ("purpose", "trigger_ref", "on_behalf_of"):
             value = getattr(self, name)
-            if value is not None and (len(value) > _MAX_TEXT or unsafe_character(value)):
-                raise Malformed(
-                    f"{name} must be at most {_MAX_TEXT} characters, none of them control or invisible ones."
-                )
+            if value is not None and (len(value) > _MAX_TEXT or _CONTROL.search(value)):
+                raise Malformed(f"{name} must be at most {_MAX_TEXT} characters without control characters.")
         if not self.purpose.strip():
             raise Malformed("purpose is empty: say in a sentence what the task is for.")
         if self.trigger not in TRIGGERS:
