@@ -190,11 +190,9 @@ class Verifier:
             age = view.age_ns()
             if age is None or age > self._bound_ns:
                 raise FeedStale("The revocation feed is stale.")
-        # (5) The floor can rise without a new generation; kills and epochs cannot change without one. The generation
-        # is read first: a kill that lands in between is then found by the next call.
+        # (5) Kills and epochs cannot change without a new generation, which is read first: a kill that lands in between
+        # is then found by the next call. The floor can rise without one, and is read last: kills leave the map after.
         token = seen.token
-        if token.seq < view.floor:
-            raise InvalidToken("The token has expired by the ledger's clock.")
         generation = view.generation
         if generation != seen.generation:
             if view.epoch is not None and token.jti.split("_")[1:2] != [view.epoch]:
@@ -203,6 +201,8 @@ class Verifier:
             if kill_id is not None:
                 raise TokenKilled("The token was revoked.", kill_id=kill_id)
             seen.generation = generation
+        if token.seq < view.floor:
+            raise InvalidToken("The token has expired by the ledger's clock.")
 
     # --- Following ---
 

@@ -101,7 +101,7 @@ async def get_task(request: Request, caller: CallerOf, task_id: str) -> Response
 @router.get("/v1/tasks/{task_id}/receipt")
 async def task_receipt(request: Request, caller: CallerOf, task_id: str) -> Response:
     """What triggered it, what was asked, decided and issued, what happened after, and when it ended."""
-    return json_answer(_broker(request).evidence.task_receipt(caller, task_id))
+    return json_answer(await asyncio.to_thread(_broker(request).evidence.task_receipt, caller, task_id))
 
 
 @router.post("/v1/tasks/{task_id}/heartbeat")

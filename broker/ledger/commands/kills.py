@@ -18,6 +18,9 @@ from broker.wire import Match
 NO_NEXT_KEY = "no_next_key"
 """Why a signing key cannot be killed yet: no other one is published to take over."""
 
+CONTACT_SLACK_MS = 2_000
+"""Last contacts are written once a second: no instance with a short bound may be missing from a receipt for that."""
+
 Covers = tuple[tuple[tuple[Match, str], ...], list[str]]
 """What a kill compares with tokens, and the open tasks that it ends."""
 
@@ -68,6 +71,8 @@ class Kill:
         if isinstance(found, KillRefused):
             return found
         matches, tasks = found
+        if self._over(tx):
+            return KillRefused("grant_over", f"Grant {self.selector.value} is over.")
         if self.selector.target is Target.KEY and not self._replace_key(tx):
             return KillRefused(NO_NEXT_KEY, "No next key is published to take over; rotate once, then kill this one.")
         seq = tx.next_seq()
@@ -145,6 +150,17 @@ class Kill:
             return missing
         return ((Match.GRANT, jti),), []
 
+    def _over(self, tx: Tx) -> bool:
+        """Whether a client revokes what it has revoked before, or what has expired: no news for any verifier."""
+        return self.own_grants_of is not None and (
+            tx.execute(
+                "SELECT 1 FROM grants WHERE seq = ? AND (expires <= ?"
+                " OR EXISTS (SELECT 1 FROM kill_matches WHERE kind = 'grant' AND value = ?))",
+                (seq_of(tx, self.selector.value, "grt"), tx.now, self.selector.value),
+            ).fetchone()
+            is not None
+        )
+
     def _implicit_task(self, tx: Tx | Reader, task: str) -> Covers | KillRefused:
         seq = seq_of(tx, task, "tsk")
         known = (
@@ -184,7 +200,7 @@ class Kill:
             "INSERT INTO kill_expected (seq, instance, verifier, mode, bound_ms, leeway_ms)"
             " SELECT ?, instance, verifier, mode, bound_ms, leeway_ms FROM instances"
             " WHERE last_contact + bound_ms >= ?",
-            (seq, tx.now),
+            (seq, tx.now - CONTACT_SLACK_MS),
         )
         if hold is not None:
             tx.execute(
