@@ -12,19 +12,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import cedarpy
 import orjson
 import uvloop
 
 from bench.assertions import JWT_BEARER, assertion
-from bench.machine import Calibration, calibrate
-from bench.site import AUDIENCE, SCOPE, Site, agent_name, make_site
+from bench.machine import Calibration, calibrate, on_core
+from bench.run import Run
+from bench.site import AUDIENCE, SCOPE, Site, agent_name
 from broker.app import Role, running
 from broker.ledger import sqlite as store
-from broker.service import issuance as pipeline
 from broker.service.asks import read_token_request
 from broker.web.http import parse_form
 from broker.web.oauth import _granted
@@ -60,13 +60,18 @@ class Clock:
         self.spent[name] += time.thread_time_ns() - start
 
 
-def measure(scratch: Path, *, tokens: int = 6_400, core: int) -> tuple[dict[str, float], Calibration]:
-    """CPU microseconds per token and step, and what the primitives cost meanwhile."""
-    site = make_site(scratch / "steps", port=8790)
-    before = calibrate(core)
-    spent = uvloop.run(_run(site, tokens))
-    after = calibrate(core)
-    return spent, Calibration.between(before, after)
+def measure(run: Run) -> None:
+    """The detail `steps`; no figure has a target here."""
+    site = run.site()
+    before = calibrate(run.server_core)
+    with on_core(run.server_core):
+        spent = uvloop.run(_run(site, run.times(12_800, 3_200)))
+    calibration = Calibration.between(before, calibrate(run.server_core))
+    spent["of which the library: ES256 verify"] = calibration.verify_us
+    spent["of which the library: ES256 sign"] = calibration.sign_us
+    for name, us in sorted(spent.items()):
+        print(f"  {us:8.1f} us  {name}")
+    run.book.detail("steps", spent)
 
 
 async def _run(site: Site, tokens: int) -> dict[str, float]:
@@ -132,8 +137,6 @@ def _instrument(clock: Clock, issuance: Any, process: Any) -> None:
     attester = rules.attesters
     attester.attest = clock.timed("2a attest (in 2)", attester.attest)
     rules.engine.decide_batch = clock.timed("6a decide_batch (in 6)", rules.engine.decide_batch)
-    import cedarpy
-
     cedarpy.is_authorized_batch = clock.timed("6b cedar itself (in 6a)", cedarpy.is_authorized_batch)
     ledger = process.ledger
     ledger._transact = clock.timed("8 commit: the transaction, on the writer's thread", ledger._transact)  # noqa: SLF001
@@ -142,15 +145,3 @@ def _instrument(clock: Clock, issuance: Any, process: Any) -> None:
     store.store = clock.timed("8b event rows, tree and head (in 8)", store.store)
     writer = process.writer
     writer._deliver = clock.timed("8 commit: tell the waiting", writer._deliver)  # noqa: SLF001
-    assert pipeline is not None
-
-
-if __name__ == "__main__":
-    import sys
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as directory:
-        spent, calibration = measure(Path(directory), tokens=int(sys.argv[1]) if sys.argv[1:] else 6_400, core=0)
-    for name, us in sorted(spent.items()):
-        print(f"{us:8.1f}  {name}")
-    print(f"ES256 verify {calibration.verify_us:.0f} us, sign {calibration.sign_us:.0f} us")

@@ -43,15 +43,17 @@ def measure(run: Run) -> None:
         except PeerMissing as error:
             missing = str(error)
         run.warm(targets, seconds=6)
+        counted = 0
         for connections in CONNECTIONS:
             rounds = run.paired(targets, connections=connections, rounds=run.times(10, 3), seconds=run.times(4, 2))
+            counted += sum(each["taskpass"].tokens for each in rounds)
             _enter(run, connections, rounds)
     if missing:
         run.book.skipped([name for name in FIGURES if name != "issue_crypto_share_c64"], missing)
     report = verify_ledger(site.ledger)
     run.book.detail("tokens ledger", {"events": report.size, "sound": report.sound})
-    if not report.sound:
-        raise AssertionError(f"the ledger does not verify after the load: {report}")
+    if not report.sound or report.size < counted:
+        raise AssertionError(f"the ledger of {counted} tokens does not verify after the load: {report}")
 
 
 def _enter(run: Run, connections: int, rounds: list[dict[str, Burst]]) -> None:
