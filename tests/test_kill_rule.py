@@ -93,7 +93,7 @@ class World:
         )
         if not isinstance(killed, Killed):
             return
-        for token in self.tokens:
+        for token in self.unexpired():
             token.dead |= self.covers(selector, token)
         if selector.target is Target.KEY:
             self.killed_keys.append(selector.value)
@@ -111,10 +111,14 @@ class World:
             self.sweep(over.id)
 
     def sweep(self, task: str) -> None:
-        for token in self.tokens:
+        for token in self.unexpired():
             token.dead |= task in self.above(token)
 
     # --- The rule, in the words of the design ---
+
+    def unexpired(self) -> list[Token]:
+        """What a kill now can still end."""
+        return [token for token in self.tokens if token.issued.exp * 1000 > self.clock.now]
 
     def covers(self, selector: Selector, token: Token) -> bool:
         issued = token.issued
@@ -161,9 +165,10 @@ class World:
                 claims = claims_of(row, prefix)
                 assert claims["jti"] == issued.jti
                 expired = issued.exp * 1000 <= head.time
-                assert (views.kill_of(r, claims, issued.kid) is not None) == token.dead
+                killed = views.kill_of(r, claims, issued.kid) is not None
+                assert killed == token.dead or (killed and expired)
                 acted = {**claims, "sub": "x", "client_id": "x", "act": {"sub": "y", "act": {"sub": token.agent}}}
-                assert bool(views.kill_of(r, acted, issued.kid)) == token.dead, "whoever acts through others counts"
+                assert bool(views.kill_of(r, acted, issued.kid)) == killed, "whoever acts through others counts"
                 assert not issued.seq < head.floor or expired, "the floor passed a live credential"
                 if not expired:
                     assert (kill_map.dead(claims, issued.kid) is not None) == token.dead

@@ -189,8 +189,9 @@ def feed(r: Reader, *, after: int, floor: int | None = None) -> list[FeedKill]:
 
 
 def kill_times(r: Reader, *, after: int) -> dict[int, int]:
-    """Position -> ledger time of the kills above `after`."""
-    return dict(r.execute("SELECT seq, at FROM kills WHERE seq > ?", (after,)).fetchall())
+    """Position -> ledger time of the kills above `after` that somebody is expected to acknowledge."""
+    rows = r.execute("SELECT seq, at FROM kills WHERE seq > ? AND seq IN (SELECT seq FROM kill_expected)", (after,))
+    return dict(rows.fetchall())
 
 
 def kill_map(r: Reader, *, before: "KillRow | None" = None) -> KillMap:

@@ -42,23 +42,25 @@ class Listener:
     stamp: int | None
     owed: dict[int, int] = field(default_factory=dict)  # kills it has yet to acknowledge: position -> ledger time
     position: int = -1  # the last position it reported applied
+    closed: bool = False  # nothing more is sent
     heard: bool = True  # since the last touch of its last-contact column
     events: "asyncio.Queue[bytes | None]" = field(default_factory=lambda: asyncio.Queue(QUEUE))
 
     def send(self, event: bytes) -> None:
         """Queue an event; a listener that does not keep up is cut off."""
-        if not self.events.full():
+        if self.events.full():
+            self.close()
+        elif not self.closed:
             self.events.put_nowait(event)
-            return
-        # All that waits is dropped: what it has had until now is a beginning without a gap, and its cursor is true.
-        while not self.events.empty():
-            self.events.get_nowait()
-        self.close()
 
     def close(self) -> None:
-        """End the stream after what is queued."""
+        """End the stream after what is queued, or at once when the queue is full. Then all that waits is dropped: what
+        the listener has had until now is a beginning without a gap, and its cursor is true.
+        """
+        self.closed = True
         if self.events.full():
-            self.events.get_nowait()
+            while not self.events.empty():
+                self.events.get_nowait()
         self.events.put_nowait(None)
 
 
@@ -218,13 +220,20 @@ class Feed:
         times = views.kill_times(r, after=self._position) if kills else {}
         self._position = head.size - 1
         for kill in kills:
-            for listener in self._listeners.values():
-                listener.owed[kill.seq] = times[kill.seq]
+            if kill.seq in times:
+                for listener in self._listeners.values():
+                    listener.owed[kill.seq] = times[kill.seq]
             self._broadcast(_kill_event(head.epoch, kill))
 
     def _broadcast(self, event: bytes) -> None:
         for listener in list(self._listeners.values()):
-            listener.send(event)
+            self._send(listener, event)
+
+    def _send(self, listener: Listener, event: bytes) -> None:
+        """Forgets a listener that was cut off here: if its client left before the stream began, nobody else would."""
+        listener.send(event)
+        if listener.closed and self._listeners.get(listener.instance) is listener:
+            del self._listeners[listener.instance]
 
     async def _beat(self) -> None:
         """Every second: a heartbeat from a fresh read, or none at all."""
@@ -235,7 +244,7 @@ class Feed:
             self._catch_up(r)  # a heartbeat vouches for every kill before it
             beats = [(listener, _heartbeat(r, listener.stamp)) for listener in self._listeners.values()]
         for listener, event in beats:
-            listener.send(event)
+            self._send(listener, event)
 
     async def _touch(self) -> None:
         """Every second: who was heard of, coalesced. Apart from the heartbeats, which no write may delay."""
