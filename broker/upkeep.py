@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from broker.keys import Purpose
 from broker.ledger import Ledger, views
 from broker.ledger.commands.admin import Housekeep
 from broker.ledger.commands.tasks import ExpireTasks
@@ -20,6 +21,10 @@ from broker.rules import RulesInForce
 from broker.service import Admin, Refusals
 
 log = structlog.get_logger(__name__)
+
+
+_ROTATED: tuple[Purpose, ...] = ("token", "session")
+"""Checkpoints keep their key: whoever kept one must be able to check it years later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +109,12 @@ class Chores:
 
     async def keys(self) -> None:
         """Keep a next key on show; rotate when the active one is old."""
-        await self._admin.publish_next_key()
-        with self._ledger.read() as r:
-            active = next((row for row in views.keys(r, purpose="token") if row.state == "active"), None)
-        if active is not None and self._now() - (active.activated or active.published) >= self._rotate_after_ms:
-            await self._admin.rotate(SystemCaller(), reason="age", if_active=active.kid)
+        for purpose in _ROTATED:
+            await self._admin.publish_next_key(purpose)
+            with self._ledger.read() as r:
+                active = next((row for row in views.keys(r, purpose=purpose) if row.state == "active"), None)
+            if active is not None and self._now() - (active.activated or active.published) >= self._rotate_after_ms:
+                await self._admin.rotate(SystemCaller(), reason="age", purpose=purpose, if_active=active.kid)
 
     async def fetch_keys(self) -> None:
         """Refresh the key sets of workload issuers before they are stale."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import policies
 from broker.errors import ConfigurationInvalid, Conflict, Malformed, Problem
-from broker.keys import Keyring
+from broker.keys import Keyring, Purpose
 from broker.ledger import Ledger, views
 from broker.ledger.checkpoint import VerifierKey
 from broker.ledger.commands.admin import LoadBundle, PublishNextKey, RefuseReload, RotateKeys, StopIssuance, Together
@@ -121,26 +121,28 @@ class Admin:
             LoadBundle("policies", bundle.hash, bundle_content(bundle), policy_changes, actor, reason),
         ]
 
-    async def rotate(self, caller: Caller, *, reason: str, if_active: str | None = None) -> dict[str, Any]:
+    async def rotate(
+        self, caller: Caller, *, reason: str, purpose: Purpose = "token", if_active: str | None = None
+    ) -> dict[str, Any]:
         """Activate the published next key now, publish another. Tokens of the old key stay good until they expire."""
         actor = "taskpass" if isinstance(caller, SystemCaller) else need(caller, Right.ROTATE).id
         why = checked_reason(reason)
-        upcoming = self._keyring.make("token")
-        active = await self._writer.submit(RotateKeys("token", upcoming, actor, why, if_active))
+        upcoming = self._keyring.make(purpose)
+        active = await self._writer.submit(RotateKeys(purpose, upcoming, actor, why, if_active))
         if active is None:
-            await self.publish_next_key()
+            await self.publish_next_key(purpose)
             raise Conflict(
                 "No next key was on show, or another process has just rotated. Look at the keys, then try again."
             )
         self._keyring.refresh()
         return {"active": active, "keys": self.keys(SystemCaller())}
 
-    async def publish_next_key(self) -> None:
+    async def publish_next_key(self, purpose: Purpose) -> None:
         """After a kill of the active key: a successor is always on show before it is needed."""
         with self._ledger.read() as r:
-            if any(row.state == "next" for row in views.keys(r, purpose="token")):
+            if any(row.state == "next" for row in views.keys(r, purpose=purpose)):
                 return
-        await self._writer.submit(PublishNextKey(self._keyring.make("token")))
+        await self._writer.submit(PublishNextKey(self._keyring.make(purpose)))
 
     def keys(self, caller: Caller) -> Sequence[dict[str, Any]]:
         """Signing keys and their states; public parts only. The checkpoint key comes as auditors' tools take it."""

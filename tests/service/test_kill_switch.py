@@ -151,7 +151,11 @@ def test_a_task_kill_is_final(world: World):
 
 def test_a_key_kill_promotes_the_next_and_shows_another(world: World):
     broker = world.broker
-    upcoming = next(key["kid"] for key in broker.get("/v1/keys", by="operator").json() if key["state"] == "next")
+    upcoming = next(
+        key["kid"]
+        for key in broker.get("/v1/keys", by="operator").json()
+        if (key["purpose"], key["state"]) == ("token", "next")
+    )
     assert broker.kill("key", world.kid).status_code == 201
     jwks = [key["kid"] for key in broker.get("/oauth2/jwks").json()["keys"]]
     assert world.kid not in jwks

@@ -105,15 +105,13 @@ class Pending:
 class Issue:
     """Issue one credential if every guard still holds (DESIGN 2, step 8 of the pipeline).
 
-    `ttl_ms` is the lifetime that agent, policy and configuration allow; the task's deadline and `not_after` (the
-    caller's own proof of identity, a session) can only shorten it.
+    `ttl_ms` is the lifetime that agent and configuration allow; the task's deadline can only shorten it.
     """
 
     asked: Asked
     verdict: Verdict
     audience: str
     ttl_ms: int
-    not_after: int | None = None
 
     def apply(self, tx: Tx) -> "Issued | Refused | Stale":
         asked, head = self.asked, tx.head
@@ -123,8 +121,6 @@ class Issue:
         if refused is not None:
             return refused
         expires = tx.now + self.ttl_ms
-        if self.not_after is not None:
-            expires = min(expires, self.not_after)
         if asked.task is not None:
             (deadline,) = tx.execute("SELECT deadline FROM tasks WHERE id = ?", (asked.task,)).fetchone()
             expires = min(expires, deadline)
