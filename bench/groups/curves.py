@@ -24,14 +24,14 @@ def measure(run: Run) -> None:
         run.book.detail("curves", known)
         print(f"  {name}: " + ", ".join(f"{size}: {cost:.2f}" for size, cost in points), flush=True)
 
-    few = run.times(1, 10)
-    keep("agents", _tokens(run, [50, 500, 5_000 // few], lambda n: run.site(agents=n)))
-    keep("policies", _tokens(run, [10, 100, 1_000, 5_000 // few], lambda n: run.site(policies=n)))
-    keep(
-        "live grants", _tokens(run, [0, 10_000, 100_000, 1_000_000 // few], lambda n: _seeded(run, n, ttl_ms=3_600_000))
-    )
-    keep("ledger length", _tokens(run, [0, 10_000, 100_000, 1_000_000 // few], lambda n: _seeded(run, n, ttl_ms=1_000)))
-    keep("verifiers", _kills(run, [1, 20, 50, 100, 200]))
+    def sizes(*each: int) -> tuple[int, ...]:
+        return each[:-1] if run.quick else each
+
+    keep("agents", _tokens(run, sizes(50, 500, 5_000), lambda n: run.site(agents=n)))
+    keep("policies", _tokens(run, sizes(10, 100, 1_000, 5_000), lambda n: run.site(policies=n)))
+    keep("live grants", _tokens(run, sizes(0, 10_000, 100_000, 1_000_000), lambda n: _seeded(run, n, ttl_ms=3_600_000)))
+    keep("ledger length", _tokens(run, sizes(0, 10_000, 100_000, 1_000_000), lambda n: _seeded(run, n, ttl_ms=1_000)))
+    keep("verifiers", _kills(run, sizes(1, 20, 50, 100, 200)))
 
 
 def _tokens(run: Run, sizes: Sequence[int], make: Callable[[int], Site]) -> list[tuple[int, float]]:
