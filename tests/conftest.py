@@ -1,9 +1,16 @@
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.kit import Broker, Home
+
+# The gate repeats: the same examples for the same code. Whoever develops gets fresh ones with every run.
+settings.register_profile("gate", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("gate")
 
 
 @pytest.fixture
