@@ -2,13 +2,12 @@
 
 import os
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from broker.ledger import LedgerNotOpened, LedgerUnavailable
+from broker.ledger.schema import migrations, statements
 
 APPLICATION_ID: Final = 0x5461736B  # tells our files from other SQLite databases
 _BUSY_S: Final = 0.4  # only strangers hold SQLite's own lock: we take turns before it
@@ -101,7 +100,7 @@ def recognise(connection: sqlite3.Connection, path: Path) -> int:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID or version < 1:
         raise LedgerNotOpened(f"{path} is not a ledger, or its creation did not finish.")
-    newest = _migrations()[-1][0]
+    newest = migrations()[-1][0]
     if version > newest:
         raise LedgerNotOpened(f"{path} has version {version}; this program knows versions up to {newest}.")
     return int(version)
@@ -109,7 +108,7 @@ def recognise(connection: sqlite3.Connection, path: Path) -> int:
 
 def bring_up_to_date(connection: sqlite3.Connection, path: Path) -> None:
     """Apply the migrations that a recognised ledger lacks, all or none."""
-    newest = _migrations()[-1][0]
+    newest = migrations()[-1][0]
     if recognise(connection, path) < newest:
         connection.execute("BEGIN IMMEDIATE")
         migrate(connection)
@@ -122,9 +121,9 @@ def bring_up_to_date(connection: sqlite3.Connection, path: Path) -> None:
 def migrate(connection: sqlite3.Connection, *, up_to: int | None = None) -> None:
     """Bring the schema to the newest version, or to `up_to`, inside the caller's transaction."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    for number, script in _migrations():
+    for number, script in migrations():
         if number > version and (up_to is None or number <= up_to):
-            for statement in _statements(script):
+            for statement in statements(script):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {number}")
 
@@ -156,20 +155,3 @@ def is_store_fault(error: BaseException) -> bool:
 def is_damage(error: BaseException) -> bool:
     """Whether what SQLite read was not a sound database."""
     return result_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _migrations() -> list[tuple[int, str]]:
-    """(number, script) of each `NNNN_name.sql`, in order."""
-    folder = resources.files("broker.ledger") / "migrations"
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
-    return [(int(file.name.split("_")[0]), file.read_text(encoding="utf-8")) for file in files]
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The script's statements one by one: `executescript` would commit the transaction we are in."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""

@@ -10,6 +10,9 @@ from broker.ledger import Reader, make_id, parse_id
 from broker.model import Task, TaskState
 from broker.wire import FeedKill, KillMap, Match, compared
 
+_ANY = "CAST(? AS TEXT) IS NULL"
+"""A parameter that may be absent; PostgreSQL must be told the type of one that is only compared with NULL."""
+
 _TASK_COLUMNS = (
     "id, agent, state, opened_seq, opened, deadline, trigger, heartbeat_ms, last_heartbeat, parent, ended_seq, ended"
 )
@@ -24,7 +27,7 @@ def task(r: Reader, task_id: str) -> Task | None:
 def tasks(r: Reader, *, agent: str | None, state: TaskState | None, limit: int) -> list[Task]:
     """Explicit tasks, newest first."""
     rows = r.execute(
-        f"SELECT {_TASK_COLUMNS} FROM tasks WHERE (? IS NULL OR agent = ?) AND (? IS NULL OR state = ?)"  # noqa: S608
+        f"SELECT {_TASK_COLUMNS} FROM tasks WHERE ({_ANY} OR agent = ?) AND ({_ANY} OR state = ?)"  # noqa: S608
         " ORDER BY opened_seq DESC LIMIT ?",
         (agent, agent, state, state, limit),
     )
@@ -323,7 +326,7 @@ _COMPARED = {
     Match.ALL: "''",
     Match.AGENT: "g.agent",
     Match.TASK: "g.task",
-    Match.GRANT: "(? || g.seq)",
+    Match.GRANT: "(CAST(? AS TEXT) || CAST(g.seq AS TEXT))",
     Match.RESOURCE: "g.audience",
     Match.KEY: "g.kid",
 }
@@ -355,7 +358,7 @@ def approvals(
     """Approvals, newest first; all of them, one, or one agent's."""
     rows = r.execute(
         "SELECT id, digest, agent, task, state, requested_seq, requested, expires, request, gates FROM approvals"
-        " WHERE (? IS NULL OR id = ?) AND (? IS NULL OR agent = ?) ORDER BY requested_seq DESC LIMIT ?",
+        f" WHERE ({_ANY} OR id = ?) AND ({_ANY} OR agent = ?) ORDER BY requested_seq DESC LIMIT ?",
         (approval_id, approval_id, agent, agent, limit),
     )
     return [_approval(*row) for row in rows.fetchall()]
@@ -384,7 +387,7 @@ def keys(r: Reader, *, purpose: str | None = None) -> list[KeyRow]:
     """Signing keys, oldest first."""
     rows = r.execute(
         "SELECT kid, purpose, state, jwk, sealed, published, activated, retired FROM keys"
-        " WHERE (? IS NULL OR purpose = ?) ORDER BY published, kid",
+        f" WHERE ({_ANY} OR purpose = ?) ORDER BY published, kid",
         (purpose, purpose),
     )
     return [KeyRow(row[0], row[1], row[2], orjson.loads(row[3]), *row[4:]) for row in rows.fetchall()]

@@ -116,12 +116,12 @@ def test_an_older_schema_is_brought_up_to_date(tmp_path: Path, monkeypatch: pyte
     from broker.ledger import sqlite_file
 
     made = Made(tmp_path / "ledger.db")
-    known = sqlite_file._migrations()
+    known = sqlite_file.migrations()
     added = (
         known[-1][0] + 1,
         "CREATE TABLE later (x TEXT) STRICT; -- one; two\nCREATE INDEX later_x\n ON later (x);\n",
     )
-    monkeypatch.setattr(sqlite_file, "_migrations", lambda: [*known, added])
+    monkeypatch.setattr(sqlite_file, "migrations", lambda: [*known, added])
     assert count(made.open(), "later") == 0
     assert verify_ledger(made.path).sound
     made.close()

@@ -294,8 +294,9 @@ class TouchInstances:
     def apply(self, tx: Tx) -> None:
         for instance, position in self.seen:
             tx.execute(
-                "UPDATE instances SET last_contact = ?, position = max(position, ?) WHERE instance = ?",
-                (tx.now, position, instance),
+                "UPDATE instances SET last_contact = ?, position = CASE WHEN position < ? THEN ? ELSE position END"
+                " WHERE instance = ?",
+                (tx.now, position, position, instance),
             )
 
 

@@ -1,0 +1,152 @@
+"""The head row, and what a process remembers of it: whether the ledger under it still is the one that it knows.
+
+Nothing that a write depends on is kept in memory. What was seen is remembered for one purpose only, to notice that
+somebody rolled the store back, replaced or forked it under us; then this process stops.
+"""
+
+import threading
+from collections.abc import Sequence
+from copy import copy
+from operator import attrgetter
+from typing import Any, Final, NamedTuple, Protocol
+
+from broker.ledger import Cursor, Head, LedgerCorrupt, LedgerShrunk, LedgerStopped
+from broker.ledger.events import parse
+from broker.ledger.merkle import Frontier, leaf_hash
+
+_FIELDS: Final = tuple(Head.__dataclass_fields__)  # the columns have the same names, in the same order
+_VALUES: Final = attrgetter(*_FIELDS)
+_COLUMNS: Final = ", ".join((*_FIELDS, "frontier"))
+_PLACES: Final = ", ".join("?" * (len(_FIELDS) + 1))
+SELECT_HEAD: Final = f"SELECT {_COLUMNS} FROM head"  # noqa: S608
+UPDATE_HEAD: Final = f"UPDATE head SET ({_COLUMNS}) = ({_PLACES})"  # noqa: S608
+INSERT_HEAD: Final = f"INSERT INTO head (one, {_COLUMNS}) VALUES (1, {_PLACES})"  # noqa: S608
+
+
+class Queries(Protocol):
+    """Anything that answers portable queries: a connection, a reader."""
+
+    def execute(self, sql: str, params: Sequence[Any] = ..., /) -> Cursor:
+        """Run one query with `?` placeholders."""
+
+
+class Stored(NamedTuple):
+    """The head row as read in one transaction."""
+
+    head: Head
+    frontier: bytes
+
+
+class Seen(NamedTuple):
+    """A committed state of the ledger: enough to tell whether a later one continues it."""
+
+    head: Head
+    frontier: bytes
+    leaf: bytes  # of the last event
+
+
+class LastSeen:
+    """The newest state that this process has seen, and whether it had to stop. Thread-safe."""
+
+    def __init__(self, seen: Seen) -> None:
+        self._seen = seen
+        self._stopped: LedgerStopped | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def now(self) -> Seen:
+        """The newest state."""
+        return self._seen
+
+    def head(self) -> Head:
+        """A copy of the newest head."""
+        return copy(self._seen.head)
+
+    def remember(self, seen: Seen) -> None:
+        """Take note of a committed state, unless a newer one is known."""
+        with self._lock:
+            if (seen.head.size, seen.head.time) >= (self._seen.head.size, self._seen.head.time):
+                self._seen = seen
+
+    def compare(self, queries: Queries, since: Seen, stored: Stored | None = None) -> Seen:
+        """Read the head, unless it has been (`stored`), and refuse one that does not continue `since`.
+
+        `since` is `now` as it was before the snapshot was taken: a commit between the two must not look like a
+        roll-back. Raises LedgerShrunk, and LedgerCorrupt when there is no head.
+        """
+        head, frontier = stored or read_head(queries)
+        old = since.head
+        if head.epoch != old.epoch or head.size < old.size or head.time < old.time:
+            raise self.stop(
+                LedgerShrunk(f"The ledger went from {old.epoch}:{old.size} to {head.epoch}:{head.size} under us.")
+            )
+        if head.size == old.size:
+            same, leaf = frontier == since.frontier, since.leaf
+        else:
+            same, leaf = leaf_at(queries, old.size - 1) == since.leaf, leaf_at(queries, head.size - 1)
+        if not same:
+            raise self.stop(LedgerShrunk(f"The ledger's history before position {old.size} was exchanged under us."))
+        seen = Seen(head, frontier, leaf)
+        self.remember(seen)
+        return seen
+
+    @property
+    def stopped(self) -> bool:
+        """Whether this process must not use its ledger any more."""
+        return self._stopped is not None
+
+    def refuse_if_stopped(self) -> None:
+        """Raises what stopped this process, if something has."""
+        if self._stopped is not None:
+            raise self._stopped.with_traceback(None)
+
+    def stop(self, why: LedgerStopped) -> LedgerStopped:
+        """From here on nothing is read or written. Returns `why`, to be raised."""
+        self._stopped = why
+        return why
+
+    def close(self) -> None:
+        """Stop, unless that is so already, because the ledger was closed."""
+        self._stopped = self._stopped or LedgerStopped("The ledger is closed.")
+
+
+def row_of(stored: Stored) -> tuple[Any, ...]:
+    """The parameters of `INSERT_HEAD` and `UPDATE_HEAD`."""
+    return (*_VALUES(stored.head), stored.frontier)
+
+
+def head_of(row: Sequence[Any] | None) -> Stored:
+    """The head from a row of `SELECT_HEAD`. Raises LedgerCorrupt when there is none."""
+    if row is None:
+        raise LedgerCorrupt("The ledger has no head.")
+    return Stored(Head(*row[:-1]), row[-1])
+
+
+def read_head(queries: Queries) -> Stored:
+    """The head row. Raises LedgerCorrupt when there is none."""
+    return head_of(queries.execute(SELECT_HEAD).fetchone())
+
+
+def leaf_at(queries: Queries, seq: int) -> bytes:
+    """The stored leaf hash of one event; empty if there is no such event."""
+    row = queries.execute("SELECT leaf FROM events WHERE seq = ?", (seq,)).fetchone()
+    return bytes(row[0]) if row else b""
+
+
+def look(queries: Queries) -> tuple[Seen, str]:
+    """The state at opening, and the origin. Raises LedgerCorrupt when the head does not fit the events' ends."""
+    head, frontier = read_head(queries)
+    last, first = (
+        queries.execute(f"SELECT seq, bytes, leaf FROM events ORDER BY seq {way} LIMIT 1").fetchone()  # noqa: S608
+        for way in ("DESC", "ASC")
+    )
+    try:
+        Frontier.decode(head.size, frontier)
+        genesis = parse(first[1])
+        origin = genesis.body["origin"]
+        whole = last[0] == head.size - 1 and last[2] == leaf_hash(last[1]) and genesis.type == "ledger.created"
+    except (ValueError, TypeError, LookupError) as error:
+        raise LedgerCorrupt("The ledger's head does not fit its events.", internal=str(error)) from error
+    if not whole or not isinstance(origin, str):
+        raise LedgerCorrupt(f"The ledger's head says {head.size} events, and the last one is not that.")
+    return Seen(head, frontier, last[2]), origin

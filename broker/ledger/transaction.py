@@ -1,0 +1,192 @@
+"""One write transaction, whatever the store: what commands see of it, what it stores, how a bad command is undone.
+
+Two stores, one logic: a store brings a `Session` (a connection inside a transaction) and nothing else to this.
+"""
+
+from collections.abc import Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from secrets import token_hex
+from typing import Any, Final, Protocol
+
+from broker.ledger import Command, Cursor, Head, LedgerCorrupt, LedgerUnavailable
+from broker.ledger.events import encode
+from broker.ledger.heads import INSERT_HEAD, UPDATE_HEAD, Seen, Stored, row_of
+from broker.ledger.merkle import TILE_WIDTH, Frontier, complete_root, leaf_hash, split
+
+FORMAT: Final = 1
+_INSERT_EVENTS: Final = "INSERT INTO events (seq, bytes, leaf) VALUES (?, ?, ?)"
+_PUT_TILE: Final = (
+    "INSERT INTO tiles (level, idx, hashes) VALUES (?, ?, ?)"
+    " ON CONFLICT (level, idx) DO UPDATE SET hashes = excluded.hashes"
+)
+
+
+class Session(Protocol):
+    """A store's connection, as one transaction uses it. Statements are portable, with `?` placeholders."""
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether there still is one."""
+
+    @property
+    def total_changes(self) -> int:
+        """Grows with every row that a statement changed."""
+
+    def execute(self, sql: str, params: Sequence[Any] = ...) -> Cursor:
+        """Run one statement."""
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> object:
+        """Run one statement for each row."""
+
+    def settle(self) -> None:
+        """Raise now what a statement so far will raise, if the store answers late."""
+
+    def is_store_fault(self, error: BaseException) -> bool:
+        """Whether the store failed, and not what was asked of it."""
+
+
+class Poisoned(Exception):
+    """A command of the batch raised: undo all, and find out which."""
+
+
+class Transaction:
+    """`broker.ledger.Tx` on any store."""
+
+    __slots__ = ("_before", "_session", "epoch", "head", "now", "scratch", "staged")
+
+    def __init__(self, session: Session, head: Head, now: int) -> None:
+        self._session, self._before = session, head
+        self.epoch, self.now = head.epoch, max(head.time, now)
+        self.head = copy(head)
+        self.scratch: dict[str, Any] = {}
+        self.staged: list[tuple[int, bytes, bytes]] = []
+
+    def next_seq(self) -> int:
+        """See `broker.ledger.Tx`."""
+        return self.head.size
+
+    def append(self, type: str, body: dict[str, Any]) -> int:  # noqa: A002
+        """See `broker.ledger.Tx`."""
+        seq = self.head.size
+        data = encode(seq, self.now, type, body)
+        self.staged.append((seq, data, leaf_hash(data)))
+        self.head.size = seq + 1
+        return seq
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
+        """See `broker.ledger.Tx`."""
+        self._refuse_if_gone()
+        return self._session.execute(sql, params)
+
+    def apply_all(self, commands: Sequence[Command]) -> list[Any]:
+        """All commands, without savepoints: almost always none raises. If one does, raises Poisoned."""
+        try:
+            results = [command.apply(self) for command in commands]
+            self._check()
+        except Exception as error:
+            if self._session.is_store_fault(error):
+                raise
+            raise Poisoned from error
+        return results
+
+    def apply_alone(self, command: Command) -> Any:  # noqa: ANN401
+        """Apply one command; if it raises, undo it and return what it raised."""
+        head, staged = copy(self.head), len(self.staged)
+        self._session.execute("SAVEPOINT command")
+        try:
+            outcome = command.apply(self)
+            self._check()
+        except Exception as error:  # whatever it is, it belongs to this command's caller
+            if self._session.is_store_fault(error):
+                raise
+            self._session.execute("ROLLBACK TO SAVEPOINT command")
+            self.head = head
+            del self.staged[staged:]
+            self.scratch.clear()
+            outcome = error
+        self._session.execute("RELEASE SAVEPOINT command")
+        return outcome
+
+    def store(self, before: Stored) -> Stored:
+        """Store what was staged: events, the tiles they fill, and the head."""
+        frontier = Frontier.decode(before.head.size, before.frontier)
+        for _, _, leaf in self.staged:
+            frontier.append(leaf)
+        if self.staged:
+            self._session.executemany(_INSERT_EVENTS, self.staged)
+        for index in range(before.head.size // TILE_WIDTH, frontier.size // TILE_WIDTH):
+            _store_full_tile(self._session, index)
+        self.head.time = self.now
+        after = Stored(self.head, frontier.encode())
+        self._session.execute(UPDATE_HEAD, row_of(after))
+        return after
+
+    def _check(self) -> None:
+        """Refuse what no command may leave behind: a head of its own making, or no transaction."""
+        self._refuse_if_gone()
+        self._session.settle()
+        head, before = self.head, self._before
+        if (head.epoch, head.time, head.size) != (before.epoch, before.time, before.size + len(self.staged)):
+            raise ValueError("a command changed the head's epoch, time or size")
+        if head.guard_version < before.guard_version or head.floor < before.floor:
+            raise ValueError("a command lowered the head's guard_version or floor")
+
+    def _refuse_if_gone(self) -> None:
+        """A store may end a transaction by itself on some faults; a command that swallowed one must not go on."""
+        if not self._session.in_transaction:
+            raise LedgerUnavailable("The ledger cannot be used now.", internal="the transaction is gone")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a transaction did, before its COMMIT."""
+
+    results: list[Any]
+    before: Stored
+    after: Stored  # equal to `before` where nothing has to be stored
+    staged: list[tuple[int, bytes, bytes]]  # (position, bytes, leaf hash) of the events
+    changed: bool
+
+    def seen(self, earlier: Seen) -> Seen:
+        """The state that is known once this is committed."""
+        leaf = self.staged[-1][2] if self.staged else earlier.leaf
+        return Seen(self.after.head, self.after.frontier, leaf)
+
+
+def run(session: Session, seen: Seen, now: int, commands: Sequence[Command], *, isolate: bool) -> Outcome:
+    """Apply the commands in the transaction that is open, and store what they did. Raises Poisoned unless `isolate`."""
+    changes = session.total_changes
+    tx = Transaction(session, seen.head, now)
+    results = [tx.apply_alone(command) for command in commands] if isolate else tx.apply_all(commands)
+    before = Stored(seen.head, seen.frontier)
+    changed = bool(tx.staged) or tx.head != seen.head or session.total_changes != changes
+    return Outcome(results, before, tx.store(before) if changed else before, tx.staged, changed)
+
+
+def begin_history(session: Session, *, now: int, origin: str) -> None:
+    """Write the head and the genesis event of a new, empty ledger."""
+    empty = Stored(Head(epoch=token_hex(4), size=0, time=0), b"")
+    session.execute(INSERT_HEAD, row_of(empty))
+    tx = Transaction(session, empty.head, now)
+    tx.append("ledger.created", {"epoch": tx.epoch, "format": FORMAT, "origin": origin})
+    tx.store(empty)
+
+
+def _store_full_tile(session: Session, index: int) -> None:
+    """The tile of 256 leaves that just became full, and its root as one more hash of the level above."""
+    rows = session.execute(
+        "SELECT leaf FROM events WHERE seq >= ? AND seq < ? ORDER BY seq",
+        (index * TILE_WIDTH, (index + 1) * TILE_WIDTH),
+    )
+    hashes, level = b"".join(leaf for (leaf,) in rows), 0
+    while True:
+        session.execute(_PUT_TILE, (level, index, hashes))
+        leaves = split(hashes)
+        if len(leaves) < TILE_WIDTH:
+            return
+        level, (index, place) = level + 1, divmod(index, TILE_WIDTH)
+        row = session.execute("SELECT hashes FROM tiles WHERE level = ? AND idx = ?", (level, index)).fetchone()
+        hashes = (row[0] if row else b"") + complete_root(leaves)
+        if len(split(hashes)) != place + 1:
+            raise LedgerCorrupt(f"Tile {level}/{index} does not hold {place} hashes.")
