@@ -1,4 +1,7 @@
-"""Questions to the ledger's projections. Each function takes a `Reader`, a consistent snapshot, and returns values."""
+"""Questions to the ledger's projections. Each function takes a `Reader`, a consistent snapshot, and returns values.
+
+A parameter that may be absent is compared as `CAST(? AS TEXT) IS NULL`: PostgreSQL must be told its type.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +12,6 @@ import orjson
 from broker.ledger import Reader, make_id, parse_id
 from broker.model import Task, TaskState
 from broker.wire import FeedKill, KillMap, Match, compared
-
-_ANY = "CAST(? AS TEXT) IS NULL"
-"""A parameter that may be absent; PostgreSQL must be told the type of one that is only compared with NULL."""
 
 _TASK_COLUMNS = (
     "id, agent, state, opened_seq, opened, deadline, trigger, heartbeat_ms, last_heartbeat, parent, ended_seq, ended"
@@ -27,7 +27,7 @@ def task(r: Reader, task_id: str) -> Task | None:
 def tasks(r: Reader, *, agent: str | None, state: TaskState | None, limit: int) -> list[Task]:
     """Explicit tasks, newest first."""
     rows = r.execute(
-        f"SELECT {_TASK_COLUMNS} FROM tasks WHERE ({_ANY} OR agent = ?) AND ({_ANY} OR state = ?)"  # noqa: S608
+        f"SELECT {_TASK_COLUMNS} FROM tasks WHERE (CAST(? AS TEXT) IS NULL OR agent = ?) AND (CAST(? AS TEXT) IS NULL OR state = ?)"  # noqa: S608
         " ORDER BY opened_seq DESC LIMIT ?",
         (agent, agent, state, state, limit),
     )
@@ -358,7 +358,7 @@ def approvals(
     """Approvals, newest first; all of them, one, or one agent's."""
     rows = r.execute(
         "SELECT id, digest, agent, task, state, requested_seq, requested, expires, request, gates FROM approvals"
-        f" WHERE ({_ANY} OR id = ?) AND ({_ANY} OR agent = ?) ORDER BY requested_seq DESC LIMIT ?",
+        " WHERE (CAST(? AS TEXT) IS NULL OR id = ?) AND (CAST(? AS TEXT) IS NULL OR agent = ?) ORDER BY requested_seq DESC LIMIT ?",
         (approval_id, approval_id, agent, agent, limit),
     )
     return [_approval(*row) for row in rows.fetchall()]
@@ -387,7 +387,7 @@ def keys(r: Reader, *, purpose: str | None = None) -> list[KeyRow]:
     """Signing keys, oldest first."""
     rows = r.execute(
         "SELECT kid, purpose, state, jwk, sealed, published, activated, retired FROM keys"
-        f" WHERE ({_ANY} OR purpose = ?) ORDER BY published, kid",
+        " WHERE (CAST(? AS TEXT) IS NULL OR purpose = ?) ORDER BY published, kid",
         (purpose, purpose),
     )
     return [KeyRow(row[0], row[1], row[2], orjson.loads(row[3]), *row[4:]) for row in rows.fetchall()]
