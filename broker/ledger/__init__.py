@@ -28,6 +28,8 @@ __all__ = [
     "LedgerStopped",
     "LedgerUnavailable",
     "Now",
+    "OpenLedger",
+    "OutcomeUnknown",
     "Reader",
     "StoredEvent",
     "Tx",
@@ -137,7 +139,8 @@ class Ledger(Protocol):
         """Apply all commands in one durable transaction; their outcomes, in order.
 
         A command that raises fails alone: its slot holds the exception. Raises LedgerUnavailable when the store failed:
-        then none was applied. With `priority`, ordinary writers of all processes wait until this commit is through.
+        then none was applied, unless it is OutcomeUnknown. With `priority`, ordinary writers of all processes wait
+        until this commit is through.
         """
 
     def read(self) -> AbstractContextManager[Reader]:
@@ -147,8 +150,23 @@ class Ledger(Protocol):
         """A number that changes when anyone has committed. Costs microseconds, so it can be polled."""
 
 
+class OpenLedger(Ledger, Protocol):
+    """A ledger as its owner holds it."""
+
+    @property
+    def origin(self) -> str:
+        """Its name in its checkpoints."""
+
+    def close(self) -> None:
+        """Let go of the store. Later calls raise."""
+
+
 class LedgerUnavailable(Unavailable):
     """The ledger cannot be written or read now; nothing of the request was applied. Trying again may help."""
+
+
+class OutcomeUnknown(LedgerUnavailable):
+    """Whether the request was applied is not known, and may never be: nothing of it may be handed out."""
 
 
 class LedgerStopped(LedgerUnavailable):

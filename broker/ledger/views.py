@@ -27,8 +27,8 @@ def task(r: Reader, task_id: str) -> Task | None:
 def tasks(r: Reader, *, agent: str | None, state: TaskState | None, limit: int) -> list[Task]:
     """Explicit tasks, newest first."""
     rows = r.execute(
-        f"SELECT {_TASK_COLUMNS} FROM tasks WHERE (CAST(? AS TEXT) IS NULL OR agent = ?) AND (CAST(? AS TEXT) IS NULL OR state = ?)"  # noqa: S608
-        " ORDER BY opened_seq DESC LIMIT ?",
+        f"SELECT {_TASK_COLUMNS} FROM tasks WHERE (CAST(? AS TEXT) IS NULL OR agent = ?)"  # noqa: S608
+        " AND (CAST(? AS TEXT) IS NULL OR state = ?) ORDER BY opened_seq DESC LIMIT ?",
         (agent, agent, state, state, limit),
     )
     return [_task(row) for row in rows.fetchall()]
@@ -358,7 +358,8 @@ def approvals(
     """Approvals, newest first; all of them, one, or one agent's."""
     rows = r.execute(
         "SELECT id, digest, agent, task, state, requested_seq, requested, expires, request, gates FROM approvals"
-        " WHERE (CAST(? AS TEXT) IS NULL OR id = ?) AND (CAST(? AS TEXT) IS NULL OR agent = ?) ORDER BY requested_seq DESC LIMIT ?",
+        " WHERE (CAST(? AS TEXT) IS NULL OR id = ?) AND (CAST(? AS TEXT) IS NULL OR agent = ?)"
+        " ORDER BY requested_seq DESC LIMIT ?",
         (approval_id, approval_id, agent, agent, limit),
     )
     return [_approval(*row) for row in rows.fetchall()]

@@ -1,0 +1,412 @@
+"""The ledger in PostgreSQL: the writers of all brokers take turns on the head row, a batch each.
+
+Reads are snapshots that lock nothing. A write that fails before its COMMIT was sent has done nothing. When the answer
+to a COMMIT is lost, the outcome is looked up: PostgreSQL remembers what became of every transaction. While that cannot
+be found out the callers are told so (`OutcomeUnknown`), and nothing more is written here until it is known.
+
+Everything specific to PostgreSQL is in the `postgres*` modules; time is the database's.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from copy import copy
+from typing import Any, Final, NamedTuple, NoReturn, Self
+from urllib.parse import urlsplit
+
+import psycopg
+
+from broker.ledger import (
+    Command,
+    Cursor,
+    Head,
+    LedgerCorrupt,
+    LedgerNotOpened,
+    LedgerShrunk,
+    LedgerStopped,
+    LedgerUnavailable,
+    Now,
+    OutcomeUnknown,
+)
+from broker.ledger.heads import SELECT_HEAD, LastSeen, Seen, Stored, head_of, leaf_at, look
+from broker.ledger.postgres_link import Link, is_damage, is_missing_table, is_store_fault
+from broker.ledger.postgres_schema import create_schema, is_ledger, recognise, upgrade_schema
+from broker.ledger.postgres_watch import Watch
+from broker.ledger.transaction import Outcome, Poisoned, begin_history, run
+
+TURN_TIMEOUT_S: Final = 1.0
+WRITE_S: Final = 1.2
+"""All of one batch up to its COMMIT. Short, as on SQLite, so that a kill behind it still hears in time."""
+READ_S: Final = 1.2
+"""From taking a snapshot to the end of each query."""
+LOOK_UP_S: Final = 1.0
+"""How long an unknown outcome is looked up before the callers hear that it is unknown."""
+_SILENCE_S: Final = 2.0
+_PAUSE_S: Final = 0.2
+_IDLE_READERS: Final = 8
+_CREATE_S: Final = 30.0
+
+_CLOCK: Final = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+_TURN: Final = (
+    # Ordinary writers queue behind one another, so that at most one of them is between a kill and the head.
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({lock}, 1);"
+    " SELECT pg_advisory_xact_lock_shared({lock}, 2); " + SELECT_HEAD + " FOR UPDATE; " + _CLOCK + ","
+    " pg_current_xact_id()::text, pg_backend_pid()"
+)
+_PRIORITY_TURN: Final = (
+    # While one waits here, PostgreSQL lets nobody else share the lock.
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({lock}, 2); "
+    + SELECT_HEAD
+    + " FOR UPDATE; "
+    + _CLOCK
+    + ", pg_current_xact_id()::text, pg_backend_pid()"
+)
+_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; " + SELECT_HEAD
+
+
+class _Turn(NamedTuple):
+    """A write transaction that holds the head row."""
+
+    stored: Stored
+    now: int  # the database's clock, ms
+    transaction: str  # its id, by which the outcome can be asked for
+    backend: int
+
+
+class _Doubt(NamedTuple):
+    """A transaction whose COMMIT was sent, and not answered."""
+
+    turn: _Turn
+    outcome: Outcome
+
+
+class _Reader:
+    """`broker.ledger.Reader` on PostgreSQL."""
+
+    __slots__ = ("_head", "_link")
+
+    def __init__(self, link: Link, head: Head) -> None:
+        self._link, self._head = link, head
+
+    def head(self) -> Head:
+        return copy(self._head)
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
+        self._link.within(READ_S)
+        return self._link.execute(sql, params)
+
+
+class PostgresLedger:
+    """`broker.ledger.Ledger` on PostgreSQL. Made by `create` or `open`."""
+
+    def __init__(
+        self, *, connect: Callable[[], Link], clock: Now | None, seen: Seen, origin: str, lock: int, write_s: float
+    ) -> None:
+        self.origin = origin
+        self._connect = connect
+        self._clock = clock
+        self._write_s = write_s
+        self._turns = {True: _PRIORITY_TURN.format(lock=lock), False: _TURN.format(lock=lock)}
+        self._notify = f"NOTIFY ledger_{lock & 0xFFFFFFFF}"
+        self._seen = LastSeen(seen)
+        self._writing = threading.Lock()  # one transaction at a time on the one writing connection
+        self._writer: Link | None = None
+        self._doubt: _Doubt | None = None
+        self._sharing = threading.Lock()  # guards the idle readers, for moments only
+        self._idle: list[Link] = []
+        self._not_before = 0.0  # monotonic; until then the store is taken to be as unreachable as it just was
+        self._watch = Watch(connect=connect, channel=self._notify.removeprefix("NOTIFY "))
+
+    @classmethod
+    def create(cls, url: str, *, origin: str, clock: Now | None = None) -> None:
+        """Make a new ledger whose checkpoints will begin with `origin`. Raises LedgerNotOpened if there is one."""
+        with _administering(url) as link:
+            create_schema(link, place_of(url))
+            begin_history(link, now=clock() if clock else link.execute(_CLOCK).fetchone()[0], origin=origin)
+
+    @classmethod
+    def upgrade(cls, url: str) -> tuple[int, int]:
+        """Bring the schema up to date; its version before and after. Raises LedgerNotOpened when there is none."""
+        with _administering(url) as link:
+            return upgrade_schema(link, place_of(url))
+
+    @classmethod
+    def exists(cls, url: str) -> bool:
+        """Whether there is a ledger. Raises LedgerUnavailable."""
+        with _administering(url) as link:
+            return is_ledger(link)
+
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        *,
+        clock: Now | None = None,
+        turn_timeout_s: float = TURN_TIMEOUT_S,
+        write_s: float = WRITE_S,
+    ) -> Self:
+        """Open an existing ledger. `clock` replaces the database's, for tests.
+
+        Raises LedgerNotOpened when there is none or its schema is not for this program, LedgerCorrupt when head and
+        events do not belong together, LedgerUnavailable.
+        """
+        place = place_of(url)
+
+        def connect() -> Link:
+            return Link.connect(url, lock_ms=int(turn_timeout_s * 1000), idle_ms=int(_SILENCE_S * 1000))
+
+        try:
+            with closing(connect()) as link:
+                link.within(READ_S)
+                link.script("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                recognise(link, place)
+                seen, origin = look(link)
+                (lock,) = link.execute("SELECT 'head'::regclass::oid::int").fetchone()
+        except psycopg.Error as error:
+            raise _unreachable(error, place) from error
+        return cls(connect=connect, clock=clock, seen=seen, origin=origin, lock=lock, write_s=write_s)
+
+    @property
+    def head(self) -> Head:
+        """The newest head that this process has seen."""
+        return self._seen.head()
+
+    def commit(self, commands: Sequence[Command], *, priority: bool = False) -> list[Any]:
+        """See `broker.ledger.Ledger.commit`."""
+        with self._writing:
+            self._refuse_for_now()
+            try:
+                try:
+                    return self._transact(commands, priority=priority, isolate=False)
+                except Poisoned:
+                    return self._transact(commands, priority=priority, isolate=True)
+            except LedgerStopped as error:
+                raise self._seen.stop(error)  # noqa: B904  (it is the same error)
+            except psycopg.Error as error:
+                self._fail(error)
+
+    @contextmanager
+    def read(self) -> Iterator[_Reader]:
+        """See `broker.ledger.Ledger.read`."""
+        self._refuse_for_now()
+        since = self._seen.now  # before the snapshot is taken, or a commit between the two would look like a roll-back
+        link = None
+        try:
+            link, stored = self._snapshot()
+            seen = self._seen.compare(link, since, stored)
+            yield _Reader(link, seen.head)
+            link.commit()
+        except psycopg.Error as error:
+            if not is_store_fault(error) and not is_missing_table(error):
+                raise
+            self._fail(error)
+        finally:
+            self._give_back(link)
+
+    def data_version(self) -> int:
+        """See `broker.ledger.Ledger.data_version`."""
+        self._seen.refuse_if_stopped()
+        return self._watch.version()
+
+    def close(self) -> None:
+        """Let go of all connections. Later calls raise."""
+        self._watch.close()
+        with self._writing, self._sharing:
+            for link in (*self._idle, *([] if self._writer is None else [self._writer])):
+                link.close()
+            self._idle.clear()
+            self._writer = None
+            self._seen.close()
+
+    # --- Writing ------------------------------------------------------------------------------------------------------
+
+    def _transact(self, commands: Sequence[Command], *, priority: bool, isolate: bool) -> list[Any]:
+        self._settle_earlier()
+        link, turn = self._take_turn(priority=priority)
+        try:
+            seen = self._seen.compare(link, self._seen.now, turn.stored)
+            now = self._clock() if self._clock else turn.now
+            outcome = run(link, seen, now, commands, isolate=isolate)
+            if outcome.changed:
+                self._commit(link, turn, outcome)
+            else:
+                link.script("ROLLBACK")
+        except BaseException:
+            self._undo(link)
+            raise
+        self._seen.remember(outcome.seen(seen))
+        self._watch.bump()
+        return outcome.results
+
+    def _take_turn(self, *, priority: bool) -> tuple[Link, _Turn]:
+        """The writing connection, holding the head row. One that died while it was idle is replaced."""
+        link = self._writer
+        if link is None or link.ended():
+            if link is not None:
+                link.close()
+            link = self._writer = self._connect()
+        link.within(self._write_s)
+        try:
+            *_, head, (now, transaction, backend) = link.script(self._turns[priority])
+            return link, _Turn(head_of(head), now, transaction, backend)
+        except BaseException:
+            self._undo(link)
+            raise
+
+    def _commit(self, link: Link, turn: _Turn, outcome: Outcome) -> None:
+        """COMMIT. When its answer is lost, look: what PostgreSQL did decides what is answered."""
+        try:
+            link.commit(self._notify)
+        except psycopg.Error:
+            if link.at_rest:  # it answered, and undid the transaction
+                raise
+            self._doubt = _Doubt(turn, outcome)
+            self._undo(link)
+            if not self._resolve_doubt():
+                raise
+
+    def _resolve_doubt(self) -> bool:
+        """Whether the transaction whose answer was lost is committed; False where there is none.
+
+        Raises OutcomeUnknown while that cannot be found out.
+        """
+        doubt, deadline = self._doubt, time.monotonic() + LOOK_UP_S
+        while doubt is not None:
+            try:
+                with closing(self._connect()) as link:
+                    link.within(max(deadline - time.monotonic(), 0.05))
+                    state = _state_of(link, doubt)
+                    if state != "in progress":
+                        self._doubt = None
+                        return state == "committed"
+                pause = 0.01
+            except psycopg.Error as error:
+                if not is_store_fault(error):
+                    raise
+                pause = 0.1
+            if time.monotonic() + pause > deadline:
+                self._pause()
+                raise OutcomeUnknown("It is not known yet whether the ledger recorded this.")
+            time.sleep(pause)
+        return False
+
+    def _settle_earlier(self) -> None:
+        """An earlier transaction may still be on its way: what comes after it must not be written before it."""
+        try:
+            self._resolve_doubt()
+        except OutcomeUnknown as error:
+            raise LedgerUnavailable("The outcome of an earlier write is still unknown.") from error
+
+    def _undo(self, link: Link) -> None:
+        """Roll back, or drop the connection, which does the same."""
+        try:
+            if link.in_transaction:
+                link.within(READ_S)
+                link.script("ROLLBACK")
+            if link.at_rest:
+                return
+        except psycopg.Error:
+            pass
+        link.close()
+        self._writer = None
+
+    # --- Reading ------------------------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> tuple[Link, Stored]:
+        """A connection inside a snapshot, and the head in it. One that died while it was idle is replaced."""
+        link = None
+        while link is None:
+            with self._sharing:
+                if not self._idle:
+                    break
+                link = self._idle.pop()
+            if link.ended():
+                link.close()
+                link = None
+        link = link or self._connect()
+        try:
+            link.within(READ_S)
+            rows = link.script(_SNAPSHOT)
+            return link, head_of(rows[0] if rows else None)
+        except BaseException:
+            link.close()
+            raise
+
+    def _give_back(self, link: Link | None) -> None:
+        if link is None:
+            return
+        with suppress(psycopg.Error):
+            if link.in_transaction:
+                link.within(READ_S)
+                link.script("ROLLBACK")
+            if link.at_rest:
+                with self._sharing:
+                    if len(self._idle) < _IDLE_READERS and not self._seen.stopped:
+                        self._idle.append(link)
+                        return
+        link.close()
+
+    # --- Failing ------------------------------------------------------------------------------------------------------
+
+    def _refuse_for_now(self) -> None:
+        """Fail at once while the store has just been found out of reach: callers must not wait for it in a row."""
+        self._seen.refuse_if_stopped()
+        if time.monotonic() < self._not_before:
+            raise LedgerUnavailable("The ledger cannot be used now.", internal="it was out of reach a moment ago")
+
+    def _pause(self) -> None:
+        self._not_before = time.monotonic() + _PAUSE_S
+
+    def _fail(self, error: psycopg.Error) -> NoReturn:
+        if is_damage(error):
+            raise self._seen.stop(LedgerCorrupt("The ledger's database is damaged.", internal=str(error))) from error
+        if is_missing_table(error):
+            raise self._seen.stop(LedgerShrunk("The ledger's tables were removed under us.")) from error
+        if error.sqlstate is None:
+            self._pause()
+        raise LedgerUnavailable(
+            "The ledger cannot be used now.", internal=f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def place_of(url: str) -> str:
+    """The URL without user, password and options: for people to read."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _state_of(link: Link, doubt: _Doubt) -> str:
+    """What became of a transaction: committed, aborted, or in progress; then it is ended, which settles it."""
+    turn, staged = doubt.turn, doubt.outcome.staged
+    (state,) = link.execute("SELECT pg_xact_status(CAST(? AS xid8))", (turn.transaction,)).fetchone()
+    if state == "in progress":
+        link.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE pid = ? AND backend_xid = CAST(CAST(? AS xid8) AS xid)",
+            (turn.backend, turn.transaction),
+        )
+    elif state == "committed" and staged and leaf_at(link, staged[-1][0]) != staged[-1][2]:
+        return "aborted"  # another server's transaction of that number: ours was lost with the server that had it
+    return str(state)
+
+
+@contextmanager
+def _administering(url: str) -> Iterator[Link]:
+    """A transaction for the few commands that change the schema."""
+    try:
+        with closing(Link.connect(url, lock_ms=5_000, idle_ms=30_000)) as link:
+            link.within(_CREATE_S)
+            link.script("BEGIN")
+            yield link
+            link.commit()
+    except psycopg.Error as error:
+        raise _unreachable(error, place_of(url)) from error
+
+
+def _unreachable(error: psycopg.Error, place: str) -> Exception:
+    if is_missing_table(error):
+        return LedgerNotOpened(f"There is no ledger at {place}.", next="Create one: taskpass ledger create")
+    return LedgerUnavailable(
+        f"The ledger at {place} cannot be opened now.", internal=f"{type(error).__name__}: {error}"
+    )
