@@ -22,6 +22,31 @@ _BOOK: Final = """
     )
 """
 
+_SCHEMA_OF: Final = r"""
+    WITH here AS (SELECT relnamespace AS space FROM pg_class WHERE oid = CAST(CAST(? AS text) AS regclass)),
+         ours AS (SELECT c.* FROM pg_class c JOIN here ON c.relnamespace = here.space WHERE c.relkind NOT IN ('i', 't'))
+    SELECT 'column', c.relname || '.' || a.attname,
+           concat_ws(' ', c.relkind, format_type(a.atttypid, a.atttypmod), a.attnotnull, l.collname,
+                     pg_get_expr(d.adbin, d.adrelid), a.attgenerated, a.attidentity)
+      FROM ours c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+      LEFT JOIN pg_collation l ON l.oid = a.attcollation
+      LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+    UNION ALL
+    SELECT 'index', x.relname, regexp_replace(pg_get_indexdef(x.oid), ' ON \S+ ', ' ON ')
+      FROM ours c JOIN pg_index i ON i.indrelid = c.oid JOIN pg_class x ON x.oid = i.indexrelid
+    UNION ALL
+    SELECT 'constraint', c.relname || '.' || n.conname, pg_get_constraintdef(n.oid)
+      FROM ours c JOIN pg_constraint n ON n.conrelid = c.oid
+    UNION ALL
+    SELECT 'trigger', c.relname || '.' || t.tgname, concat(pg_get_triggerdef(t.oid), t.tgenabled)
+      FROM ours c JOIN pg_trigger t ON t.tgrelid = c.oid WHERE NOT t.tgisinternal
+    UNION ALL
+    SELECT 'rule', c.relname || '.' || r.rulename, pg_get_ruledef(r.oid)
+      FROM ours c JOIN pg_rewrite r ON r.ev_class = c.oid
+    UNION ALL
+    SELECT 'policy', c.relname || '.' || p.polname, p.polcmd::text FROM ours c JOIN pg_policy p ON p.polrelid = c.oid
+"""
+
 # The whole difference between the dialects, as far as the migrations go.
 _DIALECT: Final = (
     (re.compile(r"\)\s*STRICT(, WITHOUT ROWID)?\s*;"), ");"),
@@ -87,6 +112,25 @@ def upgrade_schema(link: Link, place: str) -> tuple[int, int]:
         migrate(link, version=before, up_to=newest())
         link.execute("UPDATE ledger_schema SET (version, serves_from) = (?, ?)", _row(newest()))
     return before, max(before, newest())
+
+
+def schema_of(link: Link, table: str) -> set[tuple[str, str, str]]:
+    """(kind, name, definition) of everything in the schema in which `table` is found first: columns, indexes,
+    constraints, triggers, rules and row policies, written without that schema's name.
+    """
+    rows = link.execute(_SCHEMA_OF, (table,)).fetchall()
+    return {(kind, name, definition) for kind, name, definition in rows}
+
+
+def expected_schema(link: Link, version: int) -> set[tuple[str, str, str]]:
+    """What `schema_of` gives for an untouched ledger of this version. Makes temporary tables, which leave with it."""
+    link.within(30)
+    link.script("BEGIN; SET LOCAL search_path = pg_temp")
+    link.execute(_BOOK)
+    migrate(link, version=0, up_to=version)
+    found = schema_of(link, "head")
+    link.script("ROLLBACK")
+    return found
 
 
 def _row(version: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ _MOST_FINDINGS: Final = 200
 
 _MEANING: Final = {
     "not_a_ledger": "This is no ledger of this program, or it was damaged beyond recognition.",
-    "unreadable": "SQLite cannot read this part: the file is damaged.",
+    "unreadable": "The store cannot read this part: it is damaged.",
     "file_damaged": "The database's own structure is damaged.",
     "wal_unreadable": "The write-ahead log has frames that SQLite will not read: a write that a crash tore and that "
     "nobody was answered for, or damage that hides committed events. A kept checkpoint tells which.",

@@ -1,20 +1,17 @@
-"""An audit of a ledger file that trusts no stored hash: everything is recomputed from the bytes of the events.
+"""An audit of a ledger that trusts no stored hash: everything is recomputed from the bytes of the events.
 
-It opens the file read-only, may run beside a broker or on a copy, and does not stop at a first finding. What it cannot
-know from the file alone is whether the whole file was exchanged, or its tail cut off together with every trace of it:
-for that, give it a checkpoint that was kept elsewhere.
+It only reads, may run beside a broker or on a copy, and does not stop at a first finding. What it cannot know from the
+store alone is whether the whole of it was exchanged, or its tail cut off together with every trace of it: for that,
+give it a checkpoint that was kept elsewhere.
 """
 
-import shutil
-import sqlite3
-import tempfile
 from base64 import b64decode, urlsafe_b64decode
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from broker.ledger import LedgerNotOpened, StoredEvent, parse_id
+from broker.ledger import Cursor, LedgerNotOpened, StoredEvent, parse_id
 from broker.ledger.checkpoint import Checkpoint, NoteInvalid, VerifierKey, open_checkpoint, unverified_checkpoint
 from broker.ledger.events import EventMalformed, commit_to, parse
 from broker.ledger.merkle import (
@@ -28,11 +25,35 @@ from broker.ledger.merkle import (
     verify_inclusion,
 )
 from broker.ledger.report import Report
-from broker.ledger.sqlite_file import connect, expected_schema, recognise, schema_of
-from broker.ledger.wal import unreadable_frames
 
 BundleHash = Callable[[str, bytes], str]
 """(kind, content) -> the hash under which such a bundle is kept. Raises ValueError for content that is none."""
+
+
+class Store(Protocol):
+    """One snapshot of a store, and how to open it."""
+
+    fault: type[Exception]
+    """What reading it may raise."""
+
+    def warnings(self) -> Iterable[tuple[str, str, str]]:
+        """(code, position, detail) of what is odd about it before it is opened."""
+
+    def opened(self) -> AbstractContextManager["Snapshot"]:
+        """A snapshot. Raises LedgerNotOpened for what is no ledger, or `fault`."""
+
+
+class Snapshot(Protocol):
+    """What an audit asks."""
+
+    def structure(self) -> Iterable[tuple[str, str, str]]:
+        """(code, position, detail) of what is wrong with the database as such: pages, indexes, schema."""
+
+    def execute(self, sql: str, params: Sequence[Any] = ...) -> Cursor:
+        """Run one portable query."""
+
+    def rows(self, sql: str) -> Iterator[Any]:
+        """The rows of a query whose answer may be too large to hold."""
 
 
 def verify_ledger(
@@ -42,18 +63,31 @@ def verify_ledger(
     kept: Sequence[str] = (),
     bundle_hash: BundleHash | None = None,
 ) -> Report:
-    """Audit the ledger at `path`, against checkpoints `kept` elsewhere (notes) if there are any.
+    """Audit the SQLite ledger at `path`. See `verify_store`."""
+    from broker.ledger.sqlite_audit import SqliteStore
+
+    return verify_store(SqliteStore(path), keys=keys, kept=kept, bundle_hash=bundle_hash)
+
+
+def verify_store(
+    store: Store,
+    *,
+    keys: Sequence[VerifierKey] = (),
+    kept: Sequence[str] = (),
+    bundle_hash: BundleHash | None = None,
+) -> Report:
+    """Audit a ledger, against checkpoints `kept` elsewhere (notes) if there are any.
 
     `keys` are those that may have signed checkpoints, besides the ones that the ledger's own events publish. Kept
     checkpoints are believed for the given keys only; without any, for the ledger's own. Findings are never raised.
     """
     report = Report()
-    wal = path.with_name(path.name + "-wal")
-    if unreadable_frames(wal) and (frames := unreadable_frames(wal)):  # twice: not just caught while being written
-        report.add("wal_unreadable", "write-ahead log", f"{frames} frames", warning=True)
+    fault = store.fault
+    for warning in store.warnings():
+        report.add(*warning, warning=True)
     try:
-        with _opened(path) as connection:
-            audit = _Audit(connection, report)
+        with store.opened() as snapshot:
+            audit = _Audit(snapshot, report)
             notes: list[tuple[int, str]] = []
             for part, step in (
                 ("structure", audit.structure),
@@ -65,14 +99,14 @@ def verify_ledger(
             ):
                 try:
                     step()
-                except (sqlite3.Error, TypeError, AttributeError) as error:  # rows of types that no broker writes
+                except (fault, TypeError, AttributeError) as error:  # rows of types that no broker writes
                     report.add("unreadable", part, f"{type(error).__name__}: {error}")
             audit.check_stored(notes, keys)
             audit.check_kept(kept, keys)
     except LedgerNotOpened as error:
-        report.add("not_a_ledger", "file", str(error))
-    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
-        report.add("unreadable", "file", f"{type(error).__name__}: {error}")
+        report.add("not_a_ledger", "store", str(error))
+    except (fault, OSError, UnicodeDecodeError) as error:
+        report.add("unreadable", "store", f"{type(error).__name__}: {error}")
     return report
 
 
@@ -111,34 +145,30 @@ def _from_base64(text: str) -> bytes:
 class _Audit:
     """One pass over one snapshot."""
 
-    def __init__(self, connection: sqlite3.Connection, report: Report) -> None:
-        self._connection = connection
+    def __init__(self, snapshot: Snapshot, report: Report) -> None:
+        self._snapshot = snapshot
         self._report = report
         self._frontier = Frontier()
-        self._tiles = _TileCheck(connection, report)
+        self._tiles = _TileCheck(snapshot, report)
         self._roots: dict[int, bytes] = {}  # at the sizes that checkpoints name
         self._in_force = {"registry.loaded": "", "policies.loaded": ""}
         self._published: list[VerifierKey] = []
 
     def structure(self) -> None:
         """The database as such: pages, indexes, schema."""
-        for (problem,) in self._connection.execute("PRAGMA integrity_check(20)"):
-            if problem != "ok":
-                self._report.add("file_damaged", "file", str(problem))
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        for name in sorted(schema_of(self._connection) ^ expected_schema(version)):
-            self._report.add("schema_changed", "schema", " ".join(name[:2]))
+        for finding in self._snapshot.structure():
+            self._report.add(*finding)
 
     def stored_checkpoints(self) -> list[tuple[int, str]]:
         """(size, note) of all that are stored."""
         return [
-            (size, note) for size, note in self._connection.execute("SELECT size, note FROM checkpoints ORDER BY size")
+            (size, note) for size, note in self._snapshot.execute("SELECT size, note FROM checkpoints ORDER BY size")
         ]
 
     def events(self, sizes: Collection[int]) -> None:
         """Every event's bytes, and the tree over them; the roots at `sizes` are remembered."""
         expected = 0
-        for seq, data, leaf in self._connection.execute("SELECT seq, bytes, leaf FROM events ORDER BY seq"):
+        for seq, data, leaf in self._snapshot.rows("SELECT seq, bytes, leaf FROM events ORDER BY seq"):
             if seq != expected:
                 self._report.add("event_missing", f"event {expected}", f"the next one stored is {seq}")
                 self._tiles.give_up()
@@ -185,7 +215,7 @@ class _Audit:
 
     def head(self) -> None:
         """The head row against the events."""
-        rows = self._connection.execute(
+        rows = self._snapshot.execute(
             "SELECT epoch, size, time, frontier, registry_hash, policy_hash FROM head"
         ).fetchall()
         if len(rows) != 1:
@@ -248,11 +278,11 @@ class _Audit:
 
     def texts(self) -> None:
         """Personal texts that were not erased, against the commitments in their events."""
-        for ref, salt, text in self._connection.execute("SELECT ref, salt, text FROM texts"):
+        for ref, salt, text in self._snapshot.execute("SELECT ref, salt, text FROM texts"):
             id_, _, name = ref.partition("/")
             try:
                 seq = parse_id(id_).seq
-                row = self._connection.execute("SELECT bytes FROM events WHERE seq = ?", (seq,)).fetchone()
+                row = self._snapshot.execute("SELECT bytes FROM events WHERE seq = ?", (seq,)).fetchone()
                 body = parse(row[0]).body
                 matches = id_ in body.values() and body.get(name) == commit_to(salt, text)
             except (TypeError, ValueError):  # not an id, no such event, not an event
@@ -262,7 +292,7 @@ class _Audit:
 
     def bundles(self, bundle_hash: BundleHash) -> None:
         """Kept registries and policy bundles, against the hashes that events name."""
-        for digest, kind, content in self._connection.execute("SELECT hash, kind, content FROM bundles"):
+        for digest, kind, content in self._snapshot.execute("SELECT hash, kind, content FROM bundles"):
             try:
                 computed = bundle_hash(kind, content)
             except ValueError as error:
@@ -274,8 +304,8 @@ class _Audit:
 class _TileCheck:
     """Stored tiles, compared with those that the events give."""
 
-    def __init__(self, connection: sqlite3.Connection, report: Report) -> None:
-        self._connection, self._report = connection, report
+    def __init__(self, snapshot: Snapshot, report: Report) -> None:
+        self._snapshot, self._report = snapshot, report
         self._open: list[list[bytes]] = [[]]  # the unfinished tile of each level
         self._count = [0]  # full tiles of each level
         self._comparing = True
@@ -307,7 +337,7 @@ class _TileCheck:
         for level, hashes in enumerate(self._open):
             if level > 0 and hashes:
                 self._compare(level, hashes)
-        for level, index in self._connection.execute("SELECT level, idx FROM tiles ORDER BY level, idx").fetchall():
+        for level, index in self._snapshot.execute("SELECT level, idx FROM tiles ORDER BY level, idx").fetchall():
             known = 0 <= level < len(self._open) and self._count[level] + (level > 0 and bool(self._open[level]))
             if not 0 <= index < known:
                 self._report.add("tile_surplus", f"tile {level}/{index}", "no events for it")
@@ -316,27 +346,7 @@ class _TileCheck:
         if not self._comparing:
             return
         key = (level, self._count[level])
-        row = self._connection.execute("SELECT hashes FROM tiles WHERE level = ? AND idx = ?", key).fetchone()
+        row = self._snapshot.execute("SELECT hashes FROM tiles WHERE level = ? AND idx = ?", key).fetchone()
         if row is None or row[0] != b"".join(hashes):
             detail = "not stored" if row is None else "other hashes"
             self._report.add("tile_wrong", f"tile {level}/{key[1]}", detail)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """A read-only snapshot that leaves the evidence as it is: a log without its index is read from a copy."""
-    if not path.is_file():
-        raise LedgerNotOpened(f"There is no ledger at {path}.")
-    wal, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
-    with ExitStack() as stack:
-        if index.exists() or not wal.exists() or wal.stat().st_size == 0:
-            connection = connect(path, immutable=not index.exists())
-        else:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="taskpass-verify-")))
-            for source in (path, wal):
-                shutil.copyfile(source, folder / source.name)
-            connection = connect(folder / path.name)
-        stack.enter_context(closing(connection))
-        recognise(connection, path)
-        connection.execute("BEGIN")
-        yield connection
