@@ -1,6 +1,6 @@
 """The only composition root: it alone names concrete stores, issuers and engines.
 
-create(config)                  a new ledger with its first keys (once, by `taskpass init` or `taskpass dev`)
+create(config)                  a new ledger with its first keys (once, by `taskpass init`, `dev` or `db upgrade`)
 async with running(config, role=...) as process:
     process.app                 the ASGI application of a token worker, of the control process, or of both in one
 """
@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Flag, auto
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import structlog
 from fastapi import FastAPI
@@ -20,11 +19,13 @@ from fastapi import FastAPI
 from broker.config import Config
 from broker.errors import ConfigurationInvalid, TaskpassError
 from broker.keys import Keyring, Sealer
-from broker.ledger import LedgerStopped, LedgerUnavailable, Now
+from broker.ledger import LedgerStopped, LedgerUnavailable, Now, OpenLedger
 from broker.ledger.commands.admin import FirstKeys, PublishNextKey, RefuseReload, Started, StopIssuance, Together
 from broker.ledger.proofs import Proofs
 from broker.ledger.spool import Spool
 from broker.ledger.sqlite import SqliteLedger
+from broker.ledger.sqlite_audit import SqliteStore
+from broker.ledger.verify import Store
 from broker.ledger.writer import Writer
 from broker.rules import RulesInForce
 from broker.service import Admin, Broker, Callers, Evidence, Issuance, KillSwitch, Refusals, Tasks
@@ -58,7 +59,7 @@ class Process:
 
     app: FastAPI
     broker: Broker
-    ledger: SqliteLedger
+    ledger: OpenLedger
     writer: Writer
     feed: Feed | None
     chores: Chores
@@ -75,10 +76,15 @@ def wall_clock() -> int:
 
 def create(config: Config, *, now: Now = wall_clock) -> None:
     """Make a new ledger with its first signing keys. Raises LedgerNotOpened when there is one already."""
-    path = config.ledger.path
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    SqliteLedger.create(path, now=now, origin=config.ledger_origin)
-    ledger = SqliteLedger.open(path, now=now)
+    config.ledger.side_file("").parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if config.ledger.url is None:
+        SqliteLedger.create(config.ledger.path, now=now, origin=config.ledger_origin)
+    else:
+        from broker.ledger.postgres import PostgresLedger
+
+        url = config.ledger.url.get_secret_value()
+        PostgresLedger.create(url, origin=config.ledger_origin, clock=_instead_of_the_databases(now))
+    ledger = open_ledger(config, now=now)
     try:
         make = Keyring(ledger=ledger, sealer=sealer_of(config), now=now).make
         ledger.commit([FirstKeys([make("token"), make("session"), make("checkpoint")]), PublishNextKey(make("token"))])
@@ -95,15 +101,71 @@ def sealer_of(config: Config) -> Sealer:
     return Sealer.from_file(config.keys.encryption_key_file)
 
 
-def side_file(config: Config, suffix: str) -> Path:
-    """A file that belongs to the ledger's, beside it."""
-    return config.ledger.path.with_name(config.ledger.path.name + suffix)
+def open_ledger(config: Config, *, now: Now = wall_clock) -> OpenLedger:
+    """The configured ledger. Raises LedgerNotOpened, LedgerUnavailable, LedgerCorrupt."""
+    if config.ledger.url is None:
+        return SqliteLedger.open(config.ledger.path, now=now)
+    from broker.ledger.postgres import PostgresLedger
+
+    return PostgresLedger.open(config.ledger.url.get_secret_value(), clock=_instead_of_the_databases(now))
+
+
+def ledger_exists(config: Config) -> bool:
+    """Whether the configured ledger has been created. Raises LedgerUnavailable."""
+    if config.ledger.url is None:
+        return config.ledger.path.exists()
+    from broker.ledger.postgres import PostgresLedger
+
+    return PostgresLedger.exists(config.ledger.url.get_secret_value())
+
+
+def upgrade(config: Config, *, now: Now = wall_clock) -> tuple[int, int]:
+    """Create the configured ledger, or bring its schema up to date; the schema's version before (0: none) and after.
+
+    Raises LedgerNotOpened, LedgerUnavailable.
+    """
+    created = not ledger_exists(config)
+    if created:
+        create(config, now=now)
+    if config.ledger.url is None:
+        from broker.ledger.sqlite_file import upgrade_file as upgrade_store
+
+        before, after = upgrade_store(config.ledger.path)
+    else:
+        from broker.ledger.postgres import PostgresLedger
+
+        before, after = PostgresLedger.upgrade(config.ledger.url.get_secret_value())
+    return 0 if created else before, after
+
+
+def ledger_to_verify(config: Config) -> Store:
+    """The configured ledger, for an audit."""
+    if config.ledger.url is None:
+        return SqliteStore(config.ledger.path)
+    from broker.ledger.postgres_audit import PostgresStore
+
+    url = config.ledger.url.get_secret_value()
+    return PostgresStore(url, ledger_place(config))
+
+
+def ledger_place(config: Config) -> str:
+    """Where the ledger is, for people to read: without a password."""
+    if config.ledger.url is None:
+        return str(config.ledger.path)
+    from broker.ledger.postgres import place_of
+
+    return place_of(config.ledger.url.get_secret_value())
+
+
+def _instead_of_the_databases(now: Now) -> Now | None:
+    """Brokers that share a database go by its clock; only a test brings another."""
+    return None if now is wall_clock else now
 
 
 @asynccontextmanager
 async def running(config: Config, *, role: Role = Role.ALL, now: Now = wall_clock) -> AsyncIterator[Process]:
     """One broker process on an existing ledger, until the context ends. Raises what keeps it from starting."""
-    ledger = SqliteLedger.open(config.ledger.path, now=now)
+    ledger = open_ledger(config, now=now)
     feed: Feed | None = None
 
     def committed(*_: object) -> None:
@@ -149,7 +211,7 @@ def _assemble(
     config: Config,
     *,
     role: Role,
-    ledger: SqliteLedger,
+    ledger: OpenLedger,
     writer: Writer,
     feed: Feed | None,
     unusable: "asyncio.Future[LedgerStopped]",
@@ -159,8 +221,8 @@ def _assemble(
     keyring = Keyring(ledger=ledger, sealer=sealer_of(config), now=now)
     rules = RulesInForce(ledger=ledger)
     refusals = Refusals(now=now)
-    stops = Stops.open(side_file(config, ".stops"))
-    spool = Spool.open(side_file(config, ".spool")) if feed is not None else None
+    stops = Stops.open(config.ledger.side_file(".stops"))
+    spool = Spool.open(config.ledger.side_file(".spool")) if feed is not None else None
     following = feed or Feed(ledger=ledger, writer=writer, now=now)
     provisional = ProvisionalKills(writer=writer, feed=following, spool=spool, stops=stops, now=now)
     proofs = Proofs(ledger=ledger, origin=ledger.origin, key=keyring.checkpoint_key)
@@ -247,14 +309,14 @@ def _assemble(
     return Process(app, broker, ledger, writer, feed, chores, proofs, keyring, provisional, unusable)
 
 
-def _ledger_time(ledger: SqliteLedger, now: Now) -> Now:
+def _ledger_time(ledger: OpenLedger, now: Now) -> Now:
     """The host's clock, but never earlier than the ledger's last write that this process has seen: a clock that steps
     back must not revive a session or an assertion.
     """
     return lambda: max(now(), ledger.head.time)
 
 
-def _not_ready(ledger: SqliteLedger, rules: RulesInForce, now: int) -> list[str]:
+def _not_ready(ledger: OpenLedger, rules: RulesInForce, now: int) -> list[str]:
     """Why this process would refuse to issue at `now`, by the host's clock."""
     try:
         with ledger.read() as r:
@@ -357,4 +419,16 @@ def _version() -> str:
         return "0+unknown"
 
 
-__all__ = ["Process", "Role", "create", "running", "sealer_of", "wall_clock"]
+__all__ = [
+    "Process",
+    "Role",
+    "create",
+    "ledger_exists",
+    "ledger_place",
+    "ledger_to_verify",
+    "open_ledger",
+    "running",
+    "sealer_of",
+    "upgrade",
+    "wall_clock",
+]

@@ -72,6 +72,13 @@ def _networks(value: str) -> str:
     return value
 
 
+def _database(value: SecretStr) -> SecretStr:
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme not in ("postgresql", "postgres") or not parts.path.strip("/"):
+        raise ValueError("must be a URL such as postgresql://user:password@host/database")
+    return value
+
+
 Listen = Annotated[str, AfterValidator(_listen)]
 PublicUrl = Annotated[str, AfterValidator(public_url)]
 
@@ -106,12 +113,34 @@ class LedgerSection(_Section):
     """The one source of truth."""
 
     path: Path = Field(default=Path("data/ledger.db"), description="The SQLite file. Its directory must exist.")
+    url: Annotated[SecretStr, AfterValidator(_database)] | None = Field(
+        default=None,
+        description="In place of `path`: a PostgreSQL database that several brokers share, "
+        "`postgresql://user:password@host/database?sslmode=verify-full`. `taskpass db upgrade` creates and upgrades "
+        "the ledger in it.",
+    )
+    state_path: Path = Field(
+        default=Path("data"),
+        description="With `url`: directory for what this machine keeps beside the database, space reserved for kills "
+        "among it. Never share it between machines.",
+    )
     origin: str | None = Field(
         default=None,
         pattern=r"^[!-*,-~]{1,200}$",
         description="Name of this ledger in its signed checkpoints. Default: the issuer without its scheme. "
         "Never change it.",
     )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "LedgerSection":
+        if self.url is not None and "path" in self.model_fields_set:
+            raise ValueError("give path (SQLite) or url (PostgreSQL), not both")
+        return self
+
+    def side_file(self, suffix: str) -> Path:
+        """A file of this machine that belongs to the ledger."""
+        base = self.path if self.url is None else self.state_path / "ledger"
+        return base.with_name(base.name + suffix)
 
 
 class RegistrySection(_Section):

@@ -37,6 +37,7 @@ TABLE = {
         "dev": ("broker.cli.server:dev", "Run a throwaway broker on this machine, to play with."),
         "init": ("broker.cli.server:init", "Write a commented configuration and registry, with keys."),
         "serve": ("broker.cli.server:serve", "Run the broker."),
+        "db": ("broker.cli.db:db", "Create or upgrade the ledger's database."),
         "registry": ("broker.cli.offline:registry", "Check registry files."),
         "policy": ("broker.cli.offline:policy", "Check, test and tabulate policies."),
         "doctor": ("broker.cli.doctor:doctor", "Find out what is wrong, and what to do about it."),

@@ -179,6 +179,9 @@ def _keys(config: "Config") -> Iterator[Finding]:
 
 
 def _ledger(config: "Config") -> Iterator[Finding]:
+    if config.ledger.url is not None:
+        yield _database(config)
+        return
     path = config.ledger.path
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         yield Finding(
@@ -190,6 +193,19 @@ def _ledger(config: "Config") -> Iterator[Finding]:
         yield Finding("ledger", "warning", f"{path} is open to others", f"chmod 600 {path}*")
     else:
         yield Finding("ledger", "ok", f"{path}, {path.stat().st_size >> 10} KiB; `taskpass ledger verify` audits it")
+
+
+def _database(config: "Config") -> Finding:
+    from broker.app import ledger_place, open_ledger
+    from broker.errors import TaskpassError
+
+    try:
+        ledger = open_ledger(config)
+    except TaskpassError as error:
+        return Finding("ledger", "wrong", str(error), error.next or "Is the server up, and the URL right?")
+    head = ledger.head
+    ledger.close()
+    return Finding("ledger", "ok", f"{ledger_place(config)}, {head.size} events; `taskpass ledger verify` audits it")
 
 
 def _broker() -> Iterator[Finding]:

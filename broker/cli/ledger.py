@@ -16,6 +16,7 @@ from broker.cli.text import clean, clock, facts, moment, plural
 
 if TYPE_CHECKING:
     from broker.ledger.checkpoint import VerifierKey
+    from broker.ledger.verify import Store
 
 _PAGE = 1000
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -46,11 +47,12 @@ def ledger() -> None:
 def create(config_path: Path | None) -> None:
     """Create the ledger that the configuration names, with its first signing keys. Never touches an existing one."""
     from broker.app import create as create_ledger
+    from broker.app import ledger_place
     from broker.config import load_config
 
     config = load_config(config_path or configuration_file())
     create_ledger(config)
-    path = str(config.ledger.path)
+    path = ledger_place(config)
     Output.current().one({"ledger": path}, human=lambda: f"Created {path}", name=lambda: path)
 
 
@@ -167,17 +169,17 @@ def verify(file: Path | None, kept: tuple[Path, ...], key_texts: tuple[str, ...]
 
     Without FILE: the ledger of the configuration here. Exit code 1 when anything speaks against it.
     """
-    from broker.ledger.verify import verify_ledger
+    from broker.ledger.verify import verify_store
 
-    path = file or _configured_ledger()
+    store, place = _store_of(file) if file else _configured_ledger()
     given = _keys_given(key_texts)
-    report = verify_ledger(path, keys=given[0] if given else (), kept=[_note(each) for each in kept])
+    report = verify_store(store, keys=given[0] if given else (), kept=[_note(each) for each in kept])
     body = report.to_json()
-    Output.current().one(body, human=lambda: _audited(body, path), name=lambda: report.root)
+    Output.current().one(body, human=lambda: _audited(body, place), name=lambda: report.root)
     return DONE if report.sound else FAILED
 
 
-def _audited(body: Mapping[str, Any], path: Path) -> str:
+def _audited(body: Mapping[str, Any], place: str) -> str:
     verdict = (
         click.style("sound", fg="green", bold=True) if body["sound"] else click.style("NOT SOUND", fg="red", bold=True)
     )
@@ -201,7 +203,7 @@ def _audited(body: Mapping[str, Any], path: Path) -> str:
         lines.append(f"  {mark}: {clean(finding['position'])}: {finding['meaning']} ({clean(finding['detail'])})")
     if body["more_findings"]:
         lines.append(f"  and {body['more_findings']} more")
-    return "\n".join([f"{path}: {verdict}", *lines])
+    return "\n".join([f"{place}: {verdict}", *lines])
 
 
 def _note(path: Path) -> str:
@@ -211,10 +213,18 @@ def _note(path: Path) -> str:
         raise Failure("usage", f"{path} is no checkpoint: not UTF-8.", exit_code=USAGE) from error
 
 
-def _configured_ledger() -> Path:
+def _store_of(file: Path) -> "tuple[Store, str]":
+    from broker.ledger.sqlite_audit import SqliteStore
+
+    return SqliteStore(file), str(file)
+
+
+def _configured_ledger() -> "tuple[Store, str]":
+    from broker.app import ledger_place, ledger_to_verify
     from broker.config import load_config
 
-    return load_config(configuration_file()).ledger.path
+    config = load_config(configuration_file())
+    return ledger_to_verify(config), ledger_place(config)
 
 
 def _keys_given(texts: tuple[str, ...]) -> "tuple[list[VerifierKey], str] | None":

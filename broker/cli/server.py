@@ -91,16 +91,17 @@ def serve(config_path: Path | None) -> int:
     Example:
       taskpass serve --config /etc/taskpass/taskpass.toml
     """
+    from broker.app import ledger_exists, ledger_place
     from broker.config import load_config
     from broker.log import configure_logging
     from broker.processes import Supervisor
 
     path = config_path or configuration_file()
     config = load_config(path)
-    if not config.ledger.path.exists():
+    if not ledger_exists(config):
         raise Failure(
             "configuration_invalid",
-            f"There is no ledger at {config.ledger.path}.",
+            f"There is no ledger at {ledger_place(config)}.",
             next="Create it, once: taskpass ledger create",
         )
     configure_logging(config.log.level, config.log.format)

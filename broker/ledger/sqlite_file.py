@@ -118,6 +118,14 @@ def bring_up_to_date(connection: sqlite3.Connection, path: Path) -> None:
         raise LedgerNotOpened(f"{path} lies where SQLite cannot keep a write-ahead log.")
 
 
+def upgrade_file(path: Path) -> tuple[int, int]:
+    """The schema version of a ledger file, before and after it was brought up to date. Raises LedgerNotOpened."""
+    with closing(connect(path, writing=True)) as connection:
+        before = recognise(connection, path)
+        bring_up_to_date(connection, path)
+        return before, recognise(connection, path)
+
+
 def migrate(connection: sqlite3.Connection, *, up_to: int | None = None) -> None:
     """Bring the schema to the newest version, or to `up_to`, inside the caller's transaction."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
