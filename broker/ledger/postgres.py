@@ -198,9 +198,11 @@ class PostgresLedger:
             yield _Reader(link, seen.head)
             link.commit()
         except psycopg.Error as error:
-            if not is_store_fault(error) and not is_missing_table(error):
+            if not is_store_fault(error):
                 raise
             self._fail(error)
+        except LedgerCorrupt as error:
+            raise self._seen.stop(error)  # noqa: B904  (it is the same error)
         finally:
             self._give_back(link)
 
@@ -250,8 +252,9 @@ class PostgresLedger:
         try:
             *_, head, (now, transaction, backend) = link.script(self._turns[priority])
             return link, _Turn(head_of(head), now, transaction, backend)
-        except BaseException:
+        except BaseException as error:
             self._undo(link)
+            self._stop_if_gone(error)
             raise
 
     def _commit(self, link: Link, turn: _Turn, outcome: Outcome) -> None:
@@ -327,10 +330,11 @@ class PostgresLedger:
         link = link or self._connect()
         try:
             link.within(READ_S)
-            rows = link.script(_SNAPSHOT)
-            return link, head_of(rows[0] if rows else None)
-        except BaseException:
+            (head,) = link.script(_SNAPSHOT)
+            return link, head_of(head)
+        except BaseException as error:
             link.close()
+            self._stop_if_gone(error)
             raise
 
     def _give_back(self, link: Link | None) -> None:
@@ -358,11 +362,13 @@ class PostgresLedger:
     def _pause(self) -> None:
         self._not_before = time.monotonic() + _PAUSE_S
 
+    def _stop_if_gone(self, error: BaseException) -> None:
+        if is_missing_table(error):
+            raise self._seen.stop(LedgerShrunk("The ledger's tables were removed under us.")) from error
+
     def _fail(self, error: psycopg.Error) -> NoReturn:
         if is_damage(error):
             raise self._seen.stop(LedgerCorrupt("The ledger's database is damaged.", internal=str(error))) from error
-        if is_missing_table(error):
-            raise self._seen.stop(LedgerShrunk("The ledger's tables were removed under us.")) from error
         if error.sqlstate is None:
             self._pause()
         raise LedgerUnavailable(

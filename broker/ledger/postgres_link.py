@@ -106,13 +106,13 @@ class Link:
         self.total_changes += max(cursor.rowcount, 0)
         return cursor
 
-    def script(self, sql: str) -> list[tuple[Any, ...]]:
-        """Run several statements in one exchange; the first row of each that answers with rows."""
+    def script(self, sql: str) -> list[Any]:
+        """Run several statements in one exchange; the first row, or None, of each that answers with rows."""
         cursor = self._connection.execute(sql.encode())
         rows = []
         while True:
-            if cursor.description is not None and (row := cursor.fetchone()) is not None:
-                rows.append(row)
+            if cursor.description is not None:
+                rows.append(cursor.fetchone())
             if not cursor.nextset():
                 return rows
 

@@ -2,16 +2,19 @@
 
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from broker.ledger import Tx
+from broker.ledger import Ledger, Tx
 from broker.ledger.checkpoint import VerifierKey
 from broker.ledger.proofs import Proofs
+from broker.ledger.report import Report
 from broker.ledger.sqlite import SqliteLedger
+from broker.ledger.verify import verify_ledger
 
 ORIGIN = "ledger.example/test"
 
@@ -46,7 +49,7 @@ class Poison:
         Note("poison").apply(tx)
         tx.head.guard_version += 100
         tx.scratch["poison"] = True
-        tx.execute("INSERT INTO texts (ref, salt, text) VALUES ('poison', x'00', 'poison')")
+        tx.execute("INSERT INTO texts (ref, salt, text) VALUES ('poison', ?, 'poison')", (b"salt",))
         raise self.error("poison")
 
 
@@ -99,6 +102,9 @@ def faulty(fault: Fault) -> type[sqlite3.Connection]:
 class Made:
     """One ledger of a test, with its clock and checkpoint key."""
 
+    error = sqlite3.Error
+    echo_s = 0.0  # nobody tells late
+
     def __init__(self, path: Path) -> None:
         self.path, self.clock = path, Clock()
         self.key = Ed25519PrivateKey.generate()
@@ -112,7 +118,21 @@ class Made:
         self._opened.append(ledger)
         return ledger
 
-    def proofs(self, ledger: SqliteLedger) -> Proofs:
+    def verify(self, **options: Any) -> Report:
+        """An audit."""
+        return verify_ledger(self.path, **options)
+
+    def behind(self, sql: str, params: tuple[Any, ...] = ()) -> None:
+        """Change the store behind the ledger's back."""
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            connection.execute(sql, params)
+
+    @staticmethod
+    def blob(data: bytes) -> str:
+        """A literal."""
+        return f"x'{data.hex()}'"
+
+    def proofs(self, ledger: Ledger) -> Proofs:
         """The read side."""
         return Proofs(ledger=ledger, origin=ORIGIN, key=lambda: self.key)
 
@@ -122,7 +142,7 @@ class Made:
             self._opened.pop().close()
 
 
-def count(ledger: SqliteLedger, table: str) -> int:
+def count(ledger: Ledger, table: str) -> int:
     """Rows of a table."""
     with ledger.read() as reader:
         return int(reader.execute(f"SELECT count(*) FROM {table}").fetchone()[0])

@@ -7,10 +7,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import psycopg
 import pytest
@@ -34,18 +33,12 @@ def server_or_skip(**settings: str) -> "Server":
     return Server(folder, settings)
 
 
-def _unprivileged() -> Callable[[], None] | None:
+def _account() -> dict[str, Any]:
     """PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
-        return None
-    account = pwd.getpwnam("postgres" if any(row.pw_name == "postgres" for row in pwd.getpwall()) else "nobody")
-    return partial(_become, account.pw_uid, account.pw_gid)
-
-
-def _become(uid: int, gid: int) -> None:
-    os.setgroups([])
-    os.setgid(gid)
-    os.setuid(uid)
+        return {}
+    account = pwd.getpwnam("postgres")
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": ()}
 
 
 class Server:
@@ -54,17 +47,16 @@ class Server:
     def __init__(self, folder: Path, settings: dict[str, str]) -> None:
         self._folder, self._settings = folder, settings
         self.place = Path(mkdtemp(prefix="taskpass-pg-"))
-        self._become = _unprivileged()
-        if self._become is not None:
-            account = pwd.getpwnam("postgres")
-            os.chown(self.place, account.pw_uid, account.pw_gid)
+        self._account = _account()
+        if self._account:
+            os.chown(self.place, self._account["user"], self._account["group"])
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
         initdb = ["initdb", "-D", "data", "-U", "taskpass", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]
-        subprocess.run(self._command(initdb), cwd=self.place, preexec_fn=self._become, check=True, capture_output=True)
+        subprocess.run(self._command(initdb), cwd=self.place, check=True, capture_output=True, **self._account)
         self.start()
 
     def url(self, database: str = "postgres", *, port: int | None = None) -> str:
@@ -96,7 +88,7 @@ class Server:
             self._process = subprocess.Popen(
                 self._command(["postgres", "-D", "data", *options]),
                 cwd=self.place,
-                preexec_fn=self._become,
+                **self._account,
                 stdout=log,
                 stderr=log,
             )
