@@ -231,7 +231,8 @@ def test_a_closed_ledger_says_so(ledger: Ledger) -> None:
             use()
 
 
-FORK = "UPDATE events SET leaf = {zeros} WHERE seq = 3; UPDATE head SET size = 5;" + (
+FORK = (
+    "UPDATE events SET leaf = {zeros} WHERE seq = 3; UPDATE head SET size = 5;"
     " INSERT INTO events VALUES (4, {zero}, {zero})"
 )
 """Rolled back, and then continued past the old size by somebody else."""
