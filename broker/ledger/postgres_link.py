@@ -1,7 +1,7 @@
 """One connection to PostgreSQL: portable statements in, its errors sorted, and no wait without an end."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
@@ -10,6 +10,7 @@ from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 
 from broker.ledger import Cursor, LedgerUnavailable
+from broker.ledger.transaction import StagedEvent
 
 _CONNECT_S: Final = 2  # libpq takes less for two seconds anyway
 
@@ -26,6 +27,9 @@ _SET_UP: Final = """
     SET lock_timeout = {lock_ms};
     SET idle_in_transaction_session_timeout = {idle_ms}
 """
+_INSERT_EVENTS: Final = (
+    "INSERT INTO events (seq, bytes, leaf) SELECT * FROM unnest(%b::bigint[], %b::bytea[], %b::bytea[])"
+)
 _T = TypeVar("_T")
 
 
@@ -99,12 +103,11 @@ class Link:
             self.total_changes += cursor.rowcount
         return cursor
 
-    def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> object:
-        """Run one statement for each row, in one exchange."""
-        cursor = self._connection.cursor()
-        cursor.executemany(_translated(sql), rows)
-        self.total_changes += max(cursor.rowcount, 0)
-        return cursor
+    def insert_events(self, events: Sequence[StagedEvent]) -> None:
+        """Store events, all in one statement."""
+        seqs, data, leaves = map(list, zip(*events, strict=True))
+        self._connection.execute(_INSERT_EVENTS, (seqs, data, leaves))
+        self.total_changes += len(seqs)
 
     def script(self, sql: str) -> list[Any]:
         """Run several statements in one exchange; the first row, or None, of each that answers with rows."""

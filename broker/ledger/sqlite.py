@@ -9,7 +9,7 @@ Everything specific to SQLite is in the `sqlite*` modules and the migrations.
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from copy import copy
 from pathlib import Path
@@ -38,7 +38,7 @@ from broker.ledger.sqlite_file import (
     set_up,
     sync_directory,
 )
-from broker.ledger.transaction import Outcome, Poisoned, begin_history, run
+from broker.ledger.transaction import Outcome, Poisoned, StagedEvent, begin_history, run
 from broker.ledger.turns import Turns, TurnTimeout
 
 TURN_TIMEOUT_S: Final = 1.0
@@ -63,8 +63,8 @@ class _Session:
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
         return self._connection.execute(sql, params)
 
-    def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> object:
-        return self._connection.executemany(sql, rows)
+    def insert_events(self, events: Sequence[StagedEvent]) -> None:
+        self._connection.executemany("INSERT INTO events (seq, bytes, leaf) VALUES (?, ?, ?)", events)
 
     def settle(self) -> None:
         """Nothing: SQLite answers at once."""

@@ -3,7 +3,7 @@
 Two stores, one logic: a store brings a `Session` (a connection inside a transaction) and nothing else to this.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from secrets import token_hex
@@ -15,11 +15,14 @@ from broker.ledger.heads import INSERT_HEAD, UPDATE_HEAD, Seen, Stored, row_of
 from broker.ledger.merkle import TILE_WIDTH, Frontier, complete_root, leaf_hash, split
 
 FORMAT: Final = 1
-_INSERT_EVENTS: Final = "INSERT INTO events (seq, bytes, leaf) VALUES (?, ?, ?)"
 _PUT_TILE: Final = (
     "INSERT INTO tiles (level, idx, hashes) VALUES (?, ?, ?)"
     " ON CONFLICT (level, idx) DO UPDATE SET hashes = excluded.hashes"
 )
+
+
+StagedEvent = tuple[int, bytes, bytes]
+"""Position, bytes and leaf hash of an event that is about to be stored."""
 
 
 class Session(Protocol):
@@ -36,8 +39,8 @@ class Session(Protocol):
     def execute(self, sql: str, params: Sequence[Any] = ...) -> Cursor:
         """Run one statement."""
 
-    def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> object:
-        """Run one statement for each row."""
+    def insert_events(self, events: Sequence[StagedEvent]) -> None:
+        """Store events, all in one exchange."""
 
     def settle(self) -> None:
         """Raise now what a statement so far will raise, if the store answers late."""
@@ -60,7 +63,7 @@ class Transaction:
         self.epoch, self.now = head.epoch, max(head.time, now)
         self.head = copy(head)
         self.scratch: dict[str, Any] = {}
-        self.staged: list[tuple[int, bytes, bytes]] = []
+        self.staged: list[StagedEvent] = []
 
     def next_seq(self) -> int:
         """See `broker.ledger.Tx`."""
@@ -114,7 +117,7 @@ class Transaction:
         for _, _, leaf in self.staged:
             frontier.append(leaf)
         if self.staged:
-            self._session.executemany(_INSERT_EVENTS, self.staged)
+            self._session.insert_events(self.staged)
         for index in range(before.head.size // TILE_WIDTH, frontier.size // TILE_WIDTH):
             _store_full_tile(self._session, index)
         self.head.time = self.now
@@ -145,7 +148,7 @@ class Outcome:
     results: list[Any]
     before: Stored
     after: Stored  # equal to `before` where nothing has to be stored
-    staged: list[tuple[int, bytes, bytes]]  # (position, bytes, leaf hash) of the events
+    staged: list[StagedEvent]
     changed: bool
 
     def seen(self, earlier: Seen) -> Seen:
