@@ -3,6 +3,7 @@ test moves. `Home` is what outlives a restart; `Broker` is one running process o
 """
 
 import asyncio
+import os
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
@@ -15,10 +16,11 @@ import httpx2
 import orjson
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from pydantic import SecretStr
 
 from broker.app import Process, Role, create, running
 from broker.cli.init import write_skeleton
-from broker.config import Config, load_config
+from broker.config import Config, LedgerSection, load_config
 from broker.jose import Signer
 
 T = TypeVar("T")
@@ -58,6 +60,27 @@ class Clock:
         self.now += int(seconds * 1000)
 
 
+def on_postgres(config: Config) -> Config:
+    """The configuration with a new, empty database, if the tests are told to run on PostgreSQL.
+
+    TASKPASS_TEST_POSTGRES is the URL of a server's database `postgres`, by a user who may create others.
+    """
+    server = os.environ.get("TASKPASS_TEST_POSTGRES")
+    if server is None:
+        return config
+    import psycopg
+
+    name = f"ledger_{secrets.token_hex(8)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    ledger = LedgerSection(
+        url=SecretStr(server.removesuffix("/postgres") + f"/{name}"),
+        state_path=config.ledger.path.parent,
+        origin=config.ledger.origin,
+    )
+    return config.model_copy(update={"ledger": ledger})
+
+
 class Home:
     """One broker's directory and everybody's keys. Survives restarts."""
 
@@ -66,7 +89,7 @@ class Home:
         self.clock: Any = clock or Clock()
         self.idp, self.other_idp, self.mesh = (_signer() for _ in range(3))
         self._write_files()
-        self.config: Config = load_config(path / "taskpass.toml")
+        self.config: Config = on_postgres(load_config(path / "taskpass.toml"))
         create(self.config, now=self.clock)
 
     # --- Files ---

@@ -98,7 +98,12 @@ class Link:
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
         """Run one statement."""
-        cursor = self._connection.execute(_translated(sql), params)
+        try:
+            cursor = self._connection.execute(_translated(sql), params)
+        except psycopg.DataError:
+            if not sql.startswith("SELECT") or (found := _findable(params)) == list(params):
+                raise
+            cursor = self._connection.execute(_translated(sql), found)
         if cursor.description is None and cursor.rowcount > 0:
             self.total_changes += cursor.rowcount
         return cursor
@@ -168,6 +173,11 @@ def is_damage(error: BaseException) -> bool:
 def is_missing_table(error: BaseException) -> bool:
     """Whether a table is not there."""
     return isinstance(error, psycopg.Error) and error.sqlstate == _TABLE_MISSING
+
+
+def _findable(params: Sequence[Any]) -> list[Any]:
+    """The parameters of a query, with every U+0000 as U+FFFF: no text of ours holds either, so neither is found."""
+    return [param.replace("\0", "\uffff") if isinstance(param, str) else param for param in params]
 
 
 @lru_cache(1_024)

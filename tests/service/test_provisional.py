@@ -2,24 +2,29 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from broker.ledger.sqlite import SqliteLedger
 from tests.kit import Broker, Home
 
 
 @contextmanager
 def unwritable(broker: Broker) -> Iterator[None]:
     """The store takes no writes, as with a full disk."""
-    connection = broker.process.ledger._connection
-    connection.execute("PRAGMA query_only = ON")
+    ledger: Any = broker.process.ledger
+    if isinstance(ledger, SqliteLedger):
+        run, switch = ledger._connection.execute, "PRAGMA query_only = {}"
+    else:
+        run, switch = ledger._writer.script, "SET default_transaction_read_only = {}"
+    run(switch.format("ON"))
     try:
         yield
     finally:
-        with suppress(sqlite3.ProgrammingError):  # closed meanwhile
-            connection.execute("PRAGMA query_only = OFF")
+        if not broker.closed:
+            run(switch.format("OFF"))
 
 
 TARGETS = {"agent": "dispute-bot", "owner": "finance-platform", "resource": "invoices", "all": ""}
@@ -126,7 +131,7 @@ def test_a_storage_error_in_the_middle_of_a_commit_issues_nothing(broker: Broker
         raise sqlite3.OperationalError("database or disk is full")
 
     size = broker.size
-    monkeypatch.setattr("broker.ledger.sqlite.store", full)
+    monkeypatch.setattr("broker.ledger.transaction.Transaction.store", full)
     answer = broker.token()
     assert (answer.status_code, answer.json()["error"]) == (503, "temporarily_unavailable")
     monkeypatch.undo()

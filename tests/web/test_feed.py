@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 
 from broker.app import running, wall_clock
+from broker.config import ServeSection
 from broker.sdk.errors import InvalidToken
 from broker.sdk.verifier import Verifier
 from broker.web import feed as feeds
@@ -90,9 +91,7 @@ def run(path: Path, test: Test) -> None:
         home = Home(path / "broker", clock=wall_clock, issuer=issuer)
         text = home.text("taskpass.toml")
         home.write("taskpass.toml", "\n".join(x for x in text.splitlines() if not x.startswith("control_url")))
-        async with running(
-            home.config.__class__(**{**home.config.model_dump(), "serve": {}}), now=wall_clock
-        ) as process:
+        async with running(home.config.model_copy(update={"serve": ServeSection()}), now=wall_clock) as process:
             options = uvicorn.Config(
                 process.app, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=2
             )
