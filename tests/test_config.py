@@ -160,3 +160,20 @@ def test_the_reference_describes_every_key():
     assert "| `tokens.max_ttl_s` | `TASKPASS_TOKENS__MAX_TTL_S` | `300` |" in render_reference()
     for row in table:
         assert row.split("|")[-2].strip().endswith("."), row
+
+
+def test_a_ledger_lies_in_one_place(file, monkeypatch):
+    secret = "postgresql://broker:hunter2@db.example.com/taskpass"
+    file.write_text(f'{MINIMAL}\n[ledger]\nurl = "{secret}"\nstate_path = "state"\n')
+    config = load_config(file)
+    assert config.ledger.url.get_secret_value() == secret
+    assert "hunter2" not in repr(config)
+    assert config.ledger.side_file(".spool") == file.parent / "state" / "ledger.spool"
+    file.write_text(f'{MINIMAL}\n[ledger]\nurl = "{secret}"\npath = "ledger.db"\n')
+    assert problems_of(file) == ["7: ledger: give path (SQLite) or url (PostgreSQL), not both"]
+    file.write_text(f'{MINIMAL}\n[ledger]\nurl = "mysql://broker:hunter2@db/taskpass"\n')
+    (problem,) = problems_of(file)
+    assert "postgresql://user" in problem
+    assert "hunter2" not in problem
+    file.write_text(MINIMAL)
+    assert load_config(file).ledger.side_file(".spool") == file.parent / "data" / "ledger.db.spool"

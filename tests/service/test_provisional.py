@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import pytest
 
 from broker.ledger.sqlite import SqliteLedger
@@ -128,8 +129,10 @@ def test_a_restart_brings_it_back_before_anything_is_issued(home: Home, start: C
 
 def test_a_storage_error_in_the_middle_of_a_commit_issues_nothing(broker: Broker, monkeypatch: pytest.MonkeyPatch):
     def full(*_: Any, **__: Any) -> Any:
-        raise sqlite3.OperationalError("database or disk is full")
+        raise broken("no space left")
 
+    sqlite = isinstance(broker.process.ledger, SqliteLedger)
+    broken = sqlite3.OperationalError if sqlite else psycopg.errors.DiskFull
     size = broker.size
     monkeypatch.setattr("broker.ledger.transaction.Transaction.store", full)
     answer = broker.token()

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import orjson
+import psycopg
 import pytest
 import structlog
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -44,8 +45,13 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
 def everything_stored(home: Home) -> dict[str, bytes]:
     """Each column of each table, but the sealed ones."""
     found: dict[str, bytes] = {}
-    connection = sqlite3.connect(home.config.ledger.path)
-    for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+    if home.config.ledger.url is None:
+        connection: Any = sqlite3.connect(home.config.ledger.path)
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    else:
+        connection = psycopg.connect(home.config.ledger.url.get_secret_value())
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    for (table,) in tables:
         cursor = connection.execute(f"SELECT * FROM {table}")
         columns = [each[0] for each in cursor.description]
         for row in cursor.fetchall():
