@@ -170,7 +170,7 @@ def test_a_ledger_lies_in_one_place(file, monkeypatch):
     assert "hunter2" not in repr(config)
     assert config.ledger.side_file(".spool") == file.parent / "state" / "ledger.spool"
     file.write_text(f'{MINIMAL}\n[ledger]\nurl = "{secret}"\npath = "ledger.db"\n')
-    assert problems_of(file) == ["7: ledger: give path (SQLite) or url (PostgreSQL), not both"]
+    assert problems_of(file) == ["6: ledger: give path (SQLite) or url (PostgreSQL), not both"]
     file.write_text(f'{MINIMAL}\n[ledger]\nurl = "mysql://broker:hunter2@db/taskpass"\n')
     (problem,) = problems_of(file)
     assert "postgresql://user" in problem
