@@ -1,7 +1,10 @@
 """One connection to PostgreSQL: portable statements in, its errors sorted, and no wait without an end."""
 
+import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
@@ -151,6 +154,11 @@ class Link:
     def is_store_fault(self, error: BaseException) -> bool:
         """See `is_store_fault`."""
         return is_store_fault(error)
+
+    def interrupt(self) -> None:
+        """End whatever another thread waits for on it; there it raises."""
+        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self._connection.fileno())) as same:
+            same.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Let go of it, whatever state it is in."""

@@ -28,6 +28,7 @@ class Watch:
         self._last: object = None
         self._heard = time.monotonic()
         self._closed = threading.Event()
+        self._link: Link | None = None
         self._thread = threading.Thread(target=self._run, name="ledger-watch", daemon=True)
         self._thread.start()
 
@@ -44,12 +45,16 @@ class Watch:
     def close(self) -> None:
         """End the thread."""
         self._closed.set()
+        link = self._link
+        if link is not None:
+            link.interrupt()
         self._thread.join()
 
     def _run(self) -> None:
         while not self._closed.is_set():
             try:
                 with closing(self._connect()) as link:
+                    self._link = link
                     link.script(f"LISTEN {self._channel}")
                     self._follow(link)
             except psycopg.Error:

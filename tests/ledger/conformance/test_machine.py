@@ -1,29 +1,33 @@
 """Random lives of a ledger: append, fail, reopen, sign, prove; at every step an auditor finds it sound."""
 
-import tempfile
+import itertools
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from broker.ledger.checkpoint import unverified_checkpoint
-from broker.ledger.verify import verify_event_proof, verify_ledger
+from broker.ledger.verify import verify_event_proof
+from tests.ledger.conformance.conftest import Store
 from tests.ledger.kit import ORIGIN, Made, Note, Poison
+from tests.ledger.postgres import PostgresMade
 
 
 class Lives(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.made = Made(Path(self.folder.name) / "ledger.db")
+        self.made = self.new()
         self.handles = [self.made.open(), self.made.open()]
         self.written = ["genesis"]  # the model: what each position holds
         self.kept: list[str] = []
 
+    def new(self) -> Store:
+        raise NotImplementedError
+
     def teardown(self) -> None:
         self.made.close()
-        self.folder.cleanup()
 
     @rule(
         which=st.integers(0, 1),
@@ -79,10 +83,22 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def an_auditor_finds_it_sound(self) -> None:
-        report = verify_ledger(self.made.path, keys=[self.made.verifier_key], kept=self.kept)
+        report = self.made.verify(keys=[self.made.verifier_key], kept=self.kept)
         assert report.sound, report.findings
         assert (report.size, report.kept) == (len(self.written), len(self.kept))
 
 
-Lives.TestCase.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
-TestLives = Lives.TestCase
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+def test_lives(request: pytest.FixtureRequest, tmp_path: Path, store: str) -> None:
+    numbers = itertools.count()
+
+    class OnOneStore(Lives):
+        def new(self) -> Store:
+            if store == "postgres":
+                return PostgresMade(request.getfixturevalue("server"))
+            return Made(tmp_path / f"{next(numbers)}.db")
+
+    examples = 12 if store == "sqlite" else 3
+    run_state_machine_as_test(
+        OnOneStore, settings=settings(max_examples=examples, stateful_step_count=15, deadline=None)
+    )
