@@ -18,6 +18,9 @@ CLOCKS = {
     "broker/processes.py",
     "broker/attest/jwks.py",
     "broker/attest/fetch.py",
+    "broker/ledger/postgres.py",
+    "broker/ledger/postgres_link.py",
+    "broker/ledger/postgres_watch.py",
     "broker/ledger/turns.py",
     "broker/sdk/clock.py",
 }

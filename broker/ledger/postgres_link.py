@@ -146,10 +146,13 @@ class Link:
         self.within(seconds + 1)
         return len(list(self._connection.notifies(timeout=seconds, stop_after=1))) > 0
 
-    def settle(self) -> None:
-        """Raises if a command went on after a statement that failed: the server has undone everything since."""
-        if self._connection.info.transaction_status is TransactionStatus.INERROR:
+    def check(self) -> None:
+        """Raises when the transaction is gone, or a statement of it failed: the server undoes everything since."""
+        status = self._connection.info.transaction_status
+        if status is TransactionStatus.INERROR:
             raise psycopg.errors.InFailedSqlTransaction("a statement failed, and the command went on")
+        if status is not TransactionStatus.INTRANS:
+            raise LedgerUnavailable("The ledger cannot be used now.", internal="the transaction is gone")
 
     def is_store_fault(self, error: BaseException) -> bool:
         """See `is_store_fault`."""

@@ -53,10 +53,6 @@ class _Session:
         self._connection = connection
 
     @property
-    def in_transaction(self) -> bool:
-        return self._connection.in_transaction
-
-    @property
     def total_changes(self) -> int:
         return self._connection.total_changes
 
@@ -66,8 +62,9 @@ class _Session:
     def insert_events(self, events: Sequence[StagedEvent]) -> None:
         self._connection.executemany("INSERT INTO events (seq, bytes, leaf) VALUES (?, ?, ?)", events)
 
-    def settle(self) -> None:
-        """Nothing: SQLite answers at once."""
+    def check(self) -> None:
+        if not self._connection.in_transaction:
+            raise LedgerUnavailable("The ledger cannot be used now.", internal="the transaction is gone")
 
     def is_store_fault(self, error: BaseException) -> bool:
         return is_store_fault(error)

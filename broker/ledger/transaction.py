@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any, Final, Protocol
 
-from broker.ledger import Command, Cursor, Head, LedgerCorrupt, LedgerUnavailable
+from broker.ledger import Command, Cursor, Head, LedgerCorrupt
 from broker.ledger.events import encode
-from broker.ledger.heads import INSERT_HEAD, UPDATE_HEAD, Seen, Stored, row_of
+from broker.ledger.heads import INSERT_HEAD, UPDATE_HEAD, Queries, Seen, Stored, row_of
 from broker.ledger.merkle import TILE_WIDTH, Frontier, complete_root, leaf_hash, split
 
 FORMAT: Final = 1
@@ -25,25 +25,18 @@ StagedEvent = tuple[int, bytes, bytes]
 """Position, bytes and leaf hash of an event that is about to be stored."""
 
 
-class Session(Protocol):
-    """A store's connection, as one transaction uses it. Statements are portable, with `?` placeholders."""
-
-    @property
-    def in_transaction(self) -> bool:
-        """Whether there still is one."""
+class Session(Queries, Protocol):
+    """A store's connection, as one transaction uses it."""
 
     @property
     def total_changes(self) -> int:
         """Grows with every row that a statement changed."""
 
-    def execute(self, sql: str, params: Sequence[Any] = ...) -> Cursor:
-        """Run one statement."""
-
     def insert_events(self, events: Sequence[StagedEvent]) -> None:
         """Store events, all in one exchange."""
 
-    def settle(self) -> None:
-        """Raise now what a statement so far will raise, if the store answers late."""
+    def check(self) -> None:
+        """Raises when the transaction is gone, or a statement of it failed and can only be undone."""
 
     def is_store_fault(self, error: BaseException) -> bool:
         """Whether the store failed, and not what was asked of it."""
@@ -79,7 +72,8 @@ class Transaction:
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
         """See `broker.ledger.Tx`."""
-        self._refuse_if_gone()
+        # A store may end a transaction by itself; a command that swallowed the fault must not go on without one.
+        self._session.check()
         return self._session.execute(sql, params)
 
     def apply_all(self, commands: Sequence[Command]) -> list[Any]:
@@ -127,18 +121,12 @@ class Transaction:
 
     def _check(self) -> None:
         """Refuse what no command may leave behind: a head of its own making, or no transaction."""
-        self._refuse_if_gone()
-        self._session.settle()
+        self._session.check()
         head, before = self.head, self._before
         if (head.epoch, head.time, head.size) != (before.epoch, before.time, before.size + len(self.staged)):
             raise ValueError("a command changed the head's epoch, time or size")
         if head.guard_version < before.guard_version or head.floor < before.floor:
             raise ValueError("a command lowered the head's guard_version or floor")
-
-    def _refuse_if_gone(self) -> None:
-        """A store may end a transaction by itself on some faults; a command that swallowed one must not go on."""
-        if not self._session.in_transaction:
-            raise LedgerUnavailable("The ledger cannot be used now.", internal="the transaction is gone")
 
 
 @dataclass(frozen=True, slots=True)
