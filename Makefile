@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
 CODE := broker issuers policies demo bench docs tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench lock clean
+.PHONY: help demo test lint bench soak lock clean
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ lint: .venv/dev  ## Check style, types and who imports whom
 
 bench: .venv/dev  ## Measure tokens per second, their latency, and the time from a kill to the last refusal
 	@$(BIN)/python -m bench
+
+soak: .venv/dev  ## Half an hour at 70 % of capacity, with a kill every second
+	@$(BIN)/python -m bench soak
 
 lock: .venv/dev  ## Pin the newest dependencies that pyproject.toml allows
 	$(PIP) install uv

@@ -5,6 +5,7 @@ workers, restarts what dies, forwards SIGHUP to the control process, and stops e
 """
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import signal
@@ -64,9 +65,17 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _settle_memory() -> None:
+    """What was loaded stays: keep the garbage collector from walking it, and let it come by less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
 async def serve_one(config: Config, *, role: Role, listening: socket.socket, ready: Callable[[], None]) -> None:
     """One process of the broker, until it is told to stop."""
     async with running(config, role=role) as process:
+        _settle_memory()
         if Role.CONTROL in role:
             _reload_on_hangup(process)
         server = _Server(

@@ -21,6 +21,7 @@ from broker.model import Operator, Workload
 from broker.registry import Registry
 from policies.bundle import Bundle, load_files
 from policies.engine import Engine
+from policies.memo import Remembered
 
 OPERATOR_TRUST = "operator."
 """Registered operators' keys are trust rows of their own, under this prefix, which no row in `trust.yaml` can have."""
@@ -128,7 +129,7 @@ class RulesInForce:
         return Rules(
             registry=registry,
             bundle=bundle,
-            engine=Engine(bundle=bundle),
+            engine=Remembered(Engine(bundle=bundle)),
             attesters=self._make_attesters(
                 trust_rows(registry), previous=self._rules.attesters if self._rules else None
             ),
