@@ -52,7 +52,7 @@ def create_app(
 
     Raises RuntimeError when a route has no guard.
     """
-    app = _Application(
+    app = Application(
         title="Taskpass",
         openapi_url=None,
         docs_url=None,
@@ -80,7 +80,7 @@ def create_app(
     return app
 
 
-class _Application(FastAPI):
+class Application(FastAPI):
     """FastAPI, but for the one hot route: neither middleware nor routing stands before it. Its row in the routing table
     is for the guard table, the document and wrong methods.
     """
@@ -88,6 +88,7 @@ class _Application(FastAPI):
     token_endpoint: oauth.TokenEndpoint | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
         hot = self.token_endpoint
         if hot is not None and scope["type"] == "http" and scope["path"] == _TOKEN and scope["method"] == "POST":
             await hot(scope, receive, send)

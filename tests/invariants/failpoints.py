@@ -13,13 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fastapi
-
 from broker.jose import Signer
 from broker.ledger.commands import admin, issue, kills, tasks
 from broker.ledger.proofs import KeepCheckpoint
 from broker.ledger.sqlite import SqliteLedger
 from broker.service.issuance import Issuance
+from broker.web.app import Application
 
 FILE = "INVARIANTS_FAILPOINT"
 
@@ -104,7 +103,7 @@ def install(file: Path | None = None) -> None:
         command.apply = _around(command.apply, failpoint, after=f"applied:{step}")  # type: ignore[attr-defined]
     Issuance._authenticate = _around(Issuance._authenticate, failpoint, after="authenticated")
     Signer.sign = _around(Signer.sign, failpoint, before="before:sign", after="after:sign")
-    fastapi.FastAPI.__call__ = _answering(fastapi.FastAPI.__call__, failpoint)
+    Application.__call__ = _answering(Application.__call__, failpoint)
 
 
 def _opening(opened: Callable[..., SqliteLedger], failpoint: Failpoint) -> Any:

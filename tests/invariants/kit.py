@@ -30,6 +30,7 @@ AUDIENCES = {name: f"https://{name}.example.com" for name in ("invoices", "credi
 AGENTS = tuple(f"bot-{n}" for n in range(6))
 OWNERS = ("team-0", "team-1")  # each owns every other agent
 READY_WITHIN_S = 30
+STOPS_WITHIN_S = 60
 
 
 class Site:
@@ -164,8 +165,13 @@ class Child:
         return self.process.wait(within_s)
 
     def wait_until_it_stands_still(self) -> None:
-        """Until it has stopped itself by a signal."""
-        _, status = os.waitpid(self.process.pid, os.WUNTRACED)
+        """Until it has stopped itself by a signal. Fails when it does not, instead of waiting for ever."""
+        deadline = time.monotonic() + STOPS_WITHIN_S
+        pid = status = 0
+        while not pid:
+            assert time.monotonic() < deadline, "it never reached the place where it is to stop"
+            pid, status = os.waitpid(self.process.pid, os.WUNTRACED | os.WNOHANG)
+            time.sleep(0.01)
         assert os.WIFSTOPPED(status), "it ended instead"
 
 
