@@ -32,7 +32,7 @@ class Target:
     audience: str  # of the assertions
     pids: list[int]  # whose CPU time is charged to the tokens
     agents: int = 50
-    most_per_s: int = 4_000  # no more than this many requests are prepared for a second of a burst
+    most_per_s: int = 7_000  # no more than this many requests are prepared for a second of a burst
 
 
 @dataclass(frozen=True, slots=True)
