@@ -83,27 +83,17 @@ class KillMap:
 
     def __init__(self) -> None:
         self._positions: dict[tuple[Match, str], tuple[int, str]] = {}
-        self._provisional: dict[str, FeedKill] = {}
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def apply(self, kill: FeedKill) -> None:
         """Put a kill in force. Applying one twice, or out of order, changes nothing."""
-        if kill.provisional:
-            self._provisional[kill.id] = kill
         for match, value in kill.matches:
             position = KEY_IS_DEAD if match is Match.KEY or kill.provisional else kill.seq
             known = self._positions.get((match, value))
             if known is None or known[0] < position:
                 self._positions[match, value] = (position, kill.id)
-
-    def withdraw(self, provisional_id: str, kills: Iterable[FeedKill]) -> None:
-        """Drop a provisional kill: rebuilds the map from the durable `kills` and what is still provisional."""
-        self._provisional.pop(provisional_id, None)
-        self._positions.clear()
-        for kill in (*kills, *self._provisional.values()):
-            self.apply(kill)
 
     def dead(self, claims: Mapping[str, Any], kid: str | None) -> str | None:
         """The id of a kill that covers a token with these verified claims and header `kid`, or None while it lives."""

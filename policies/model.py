@@ -1,6 +1,6 @@
 """What a loaded bundle is made of: the policies of three folders, checked against one vocabulary, under one hash."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -52,10 +52,6 @@ class Bundle:
     files: Mapping[str, str]
     policies: Mapping[str, Policy]
     compiled: Compiled
-
-    def in_folder(self, folder: Folder) -> Iterator[Policy]:
-        """The policies of one folder, in the order of their ids."""
-        return (policy for policy in self.policies.values() if policy.folder is folder)
 
 
 def read_only(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
