@@ -1,5 +1,8 @@
 # Needs Python 3.11 or later (with venv and pip) and make; nothing else.
-PYTHON ?= python3
+# The distribution's own first: it is built with profile-guided optimisation, which makes a token cheaper by a tenth.
+PYTHON ?= $(shell for each in /usr/bin/python3 python3; do \
+	$$each -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && exit; \
+	done; echo python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
 CODE := broker issuers policies demo bench docs tests

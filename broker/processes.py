@@ -29,6 +29,7 @@ from broker.errors import TaskpassError
 from broker.ledger import LedgerStopped
 from broker.log import configure_logging
 from broker.model import SystemCaller
+from broker.web.exchange import TokenConnection
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +83,7 @@ async def serve_one(config: Config, *, role: Role, listening: socket.socket, rea
             uvicorn.Config(
                 process.app,
                 loop="none",
-                http="httptools",
+                http=TokenConnection,
                 ws="none",
                 lifespan="off",
                 access_log=False,

@@ -5,9 +5,8 @@ nothing. How its credentials end is declared, so that a receipt never promises m
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Ending(StrEnum):
@@ -18,8 +17,7 @@ class Ending(StrEnum):
     EXPIRES_ONLY = "expires-only"  # it cannot be taken back
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(NamedTuple):
     """One credential to mint, as committed at ledger position `seq`. Times in seconds since the epoch."""
 
     seq: int

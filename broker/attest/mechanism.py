@@ -6,7 +6,7 @@ A mechanism is a value made from a trust row. The checks themselves run in one p
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from broker.attest.errors import AttestationFailed
 from broker.jose import Claims, Profile
@@ -27,8 +27,7 @@ class By(StrEnum):
     ISSUER = "issuer"  # `iss`; a client that signs for itself is its own
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What a mechanism reads from verified claims: strings to match identities on, and claims it does not know."""
 
     claims: Mapping[str, str]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from broker.jose.encoding import b64decode, load_object, printable
 from broker.jose.errors import HeaderRefused, Malformed
@@ -25,8 +25,7 @@ class Header:
     extra: tuple[tuple[str, Any], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Unverified:
+class Unverified(NamedTuple):
     """A token that was parsed and nothing more. Only `verify` turns it into claims."""
 
     header: Header

@@ -135,6 +135,10 @@ class Ledger(Protocol):
     def head(self) -> Head:
         """The newest head that this process has seen, without asking the store."""
 
+    @property
+    def time(self) -> int:
+        """The ledger time of that head."""
+
     def commit(self, commands: Sequence[Command], *, priority: bool = False) -> list[Any]:
         """Apply all commands in one durable transaction; their outcomes, in order.
 

@@ -172,6 +172,11 @@ class PostgresLedger:
         """The newest head that this process has seen."""
         return self._seen.head()
 
+    @property
+    def time(self) -> int:
+        """The ledger time of that head."""
+        return self._seen.now.head.time
+
     def commit(self, commands: Sequence[Command], *, priority: bool = False) -> list[Any]:
         """See `broker.ledger.Ledger.commit`."""
         with self._writing:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Generic, TypeVar
 
 import orjson
@@ -134,7 +134,7 @@ class Registry:
         if agent.retired:
             return (Problem(f"agent {agent.id}: it is retired"),)
         review = agent.review
-        if review is not None and datetime.fromtimestamp(now / 1000, UTC).date().isoformat() > review.expires:
+        if review is not None and now >= _end_of(review.expires):
             sentence = (
                 f"agent {agent.id}: its review by {review.reviewer} expired after {review.expires}: review it again"
             )
@@ -233,6 +233,13 @@ class _IdentityIndex(Generic[Holder]):
     def find(self, workload: Workload) -> tuple[Holder, ...]:
         candidates = (*self._exact.get((workload.trust, workload.subject), ()), *self._open.get(workload.trust, ()))
         return tuple({holder.id: holder for identity, holder in candidates if matches(identity, workload)}.values())
+
+
+@lru_cache(maxsize=1024)
+def _end_of(day: str) -> int:
+    """The first millisecond after an ISO date, in UTC."""
+    following = datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() + 86_400
+    return int(following * 1000)
 
 
 def _action(action_id: str, row: ActionRow) -> Action:

@@ -5,8 +5,7 @@ Pure. Reading happens before the caller is known, so it only bounds and shapes; 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from broker import jose
 from broker.errors import InvalidDetails, InvalidScope, InvalidTarget, Malformed, UnsupportedGrant
@@ -42,8 +41,7 @@ _MAX_INTEGER = 2**53 - 1
 Grant = Literal["client_credentials", "jwt_bearer"]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRequest:
+class TokenRequest(NamedTuple):
     """A well-formed token request of a caller not yet known."""
 
     grant: Grant

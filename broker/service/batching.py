@@ -17,17 +17,14 @@ class TickBatcher(Generic[T, R]):
 
     def __init__(self, process: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]]) -> None:
         self._process = process
-        self._waiting: list[tuple[T, asyncio.Future[R]]] = []
+        self._waiting: list[tuple[T, Callable[[R | Exception], None]]] = []
         self._running: set[asyncio.Task[None]] = set()
 
-    async def submit(self, item: T) -> R:
-        """The answer to `item`. Raises what its slot holds."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[R] = loop.create_future()
+    def submit(self, item: T, tell: Callable[[R | Exception], None]) -> None:
+        """Put `item` into the next batch. `tell` is called with its answer, on the loop; it must not raise."""
         if not self._waiting:
-            loop.call_soon(self._start)
-        self._waiting.append((item, future))
-        return await future
+            asyncio.get_running_loop().call_soon(self._start)
+        self._waiting.append((item, tell))
 
     def _start(self) -> None:
         batch, self._waiting = self._waiting, []
@@ -35,16 +32,11 @@ class TickBatcher(Generic[T, R]):
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _run(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
+    async def _run(self, batch: list[tuple[T, Callable[[R | Exception], None]]]) -> None:
         answers: Sequence[R | Exception]
         try:
             answers = await self._process([item for item, _ in batch])
-        except Exception as error:  # noqa: BLE001  (handed to every waiting request, which raises it)
+        except Exception as error:  # noqa: BLE001  (handed to every waiting request)
             answers = [error] * len(batch)
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if future.done():  # the client went away
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
+        for (_, tell), answer in zip(batch, answers, strict=True):
+            tell(answer)

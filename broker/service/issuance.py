@@ -16,10 +16,12 @@ all, commit all in one transaction, mint all. A failing request fails alone. The
 11. answer                 (`web.oauth`)
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -47,13 +49,16 @@ _DECIDE_AGAIN = 8
 """How often one batch may find newer rules at its commit. More means that reloads never pause: give up, visibly."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenAnswer:
+class TokenAnswer(NamedTuple):
     """A granted request: the credential, and what was granted."""
 
     token: str
     order: Order
     decision_id: str
+
+
+Tell = Callable[[TokenAnswer | Exception], None]
+"""Takes the answer to one request, on the event loop. Must not raise."""
 
 
 @dataclass(slots=True)
@@ -115,19 +120,37 @@ class Issuance:
         self._ttl_ms = ttl_ms
         self._now = now
         self._batcher = TickBatcher(self.issue_batch)
+        self._fetching: set[asyncio.Task[None]] = set()
 
     async def issue(self, request: TokenRequest) -> TokenAnswer:
         """One credential. Raises the TaskpassError that says why not; an authenticated refusal is durable by then."""
-        try:
-            return await self._batcher.submit(request)
-        except KeysNeeded as needed:
-            # Fetch outside the batch, then stand in line again, once: whoever invents key ids waits on nobody else.
-            await self._rules.current.attesters.refresh(needed.source)
-        try:
-            return await self._batcher.submit(request)
-        except KeysNeeded:
-            self._refusals.count("unknown_key")
-            raise _unauthenticated(request, "The assertion's key is not among its issuer's published keys.") from None
+        answer: asyncio.Future[TokenAnswer] = asyncio.get_running_loop().create_future()
+        self.submit(request, partial(_settle, answer))
+        return await answer
+
+    def submit(self, request: TokenRequest, tell: Tell) -> None:
+        """As `issue`, for a caller that has nothing to wait with: `tell` gets the answer, or what `issue` raises."""
+        self._batcher.submit(request, partial(self._tell, request, tell))
+
+    def _tell(self, request: TokenRequest, tell: Tell, answer: TokenAnswer | Exception) -> None:
+        if isinstance(answer, KeysNeeded):
+            again = asyncio.ensure_future(self._with_fetched_keys(request, answer.source, tell))
+            self._fetching.add(again)
+            again.add_done_callback(self._fetching.discard)
+        else:
+            tell(answer)
+
+    async def _with_fetched_keys(self, request: TokenRequest, source: str, tell: Tell) -> None:
+        """Fetch outside the batch, then stand in line again, once: whoever invents key ids waits on nobody else."""
+
+        def tell_last(answer: TokenAnswer | Exception) -> None:
+            if isinstance(answer, KeysNeeded):
+                self._refusals.count("unknown_key")
+                answer = _unauthenticated(request, "The assertion's key is not among its issuer's published keys.")
+            tell(answer)
+
+        await self._rules.current.attesters.refresh(source)
+        self._batcher.submit(request, tell_last)
 
     async def issue_batch(self, requests: Sequence[TokenRequest]) -> Sequence[TokenAnswer | Exception]:
         """The numbered pipeline."""
@@ -315,6 +338,15 @@ class Issuance:
 
 
 _UNSETTLED = Unavailable("The rules kept changing while this request was decided. Nothing was issued.")
+
+
+def _settle(future: "asyncio.Future[TokenAnswer]", answer: TokenAnswer | Exception) -> None:
+    if future.done():  # the caller gave up
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 def _each(step: Callable[[Rules, _Case], None], rules: Rules, cases: Sequence[_Case]) -> None:

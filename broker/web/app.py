@@ -16,15 +16,13 @@ from starlette.types import Receive, Scope, Send
 from broker.errors import Malformed, NotFound, TaskpassError
 from broker.keys import Keyring
 from broker.service import Broker
-from broker.web import audit, oauth, operator, revocations, tasks
+from broker.web import audit, oauth, operator, revocations, tasks, token
 from broker.web.feed import Feed
 from broker.web.guards import check_guards, guard, record
 from broker.web.http import json_answer, problem, unforeseen
 from broker.web.openapi import publish
 
 log = structlog.get_logger(__name__)
-
-_TOKEN = "/oauth2/token"  # noqa: S105  (a path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +62,8 @@ def create_app(
     app.state.broker, app.state.keyring, app.state.feed = broker, keyring, feed
     app.state.settings, app.state.scopes, app.state.ready = settings, scopes, ready
     if tokens:
-        app.token_endpoint = oauth.TokenEndpoint(broker, max_body=settings.max_body)
-        app.router.routes.insert(0, Route(_TOKEN, app.token_endpoint, methods=["POST"]))
+        app.token_endpoint = token.TokenEndpoint(broker, max_body=settings.max_body)
+        app.router.routes.insert(0, Route(token.PATH, app.token_endpoint, methods=["POST"]))
     app.include_router(oauth.router)
     app.include_router(tasks.router)
     if feed is not None:
@@ -85,12 +83,12 @@ class Application(FastAPI):
     is for the guard table, the document and wrong methods.
     """
 
-    token_endpoint: oauth.TokenEndpoint | None = None
+    token_endpoint: token.TokenEndpoint | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         hot = self.token_endpoint
-        if hot is not None and scope["type"] == "http" and scope["path"] == _TOKEN and scope["method"] == "POST":
+        if hot is not None and scope["type"] == "http" and scope["path"] == token.PATH and scope["method"] == "POST":
             await hot(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)

@@ -6,6 +6,7 @@ nothing, with its cause in the log under the same request id.
 
 import secrets
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import unquote_plus
 
@@ -21,6 +22,7 @@ from broker.errors import Malformed, NotAuthenticated, TaskpassError, Unavailabl
 log = structlog.get_logger(__name__)
 
 _MAX_FIELDS = 32
+_REPEATED = 100
 NO_STORE = {"cache-control": "no-store"}
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -93,8 +95,17 @@ def parse_form(content_type: str | None, body: bytes) -> list[tuple[str, str]]:
 
 
 def _decoded(text: str) -> str:
-    """Most of a token request is base64url: only what is encoded pays for decoding."""
-    return unquote_plus(text, errors="strict") if "%" in text or "+" in text else text
+    """Most of a token request is base64url: only what is encoded pays for decoding, and what is short is remembered,
+    because it is the same in most requests.
+    """
+    if "%" not in text and "+" not in text:
+        return text
+    return _decoded_before(text) if len(text) <= _REPEATED else unquote_plus(text, errors="strict")
+
+
+@lru_cache(maxsize=1024)
+def _decoded_before(text: str) -> str:
+    return unquote_plus(text, errors="strict")
 
 
 def request_id() -> str:

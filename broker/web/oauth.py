@@ -1,15 +1,10 @@
-"""The OAuth endpoints: token, introspection, revocation, key set, metadata.
-
-The token route is the hot one: plain ASGI, no form parser, no dependency injection, no response model.
-"""
+"""The OAuth endpoints but the token's own (`web.token`): introspection, revocation, key set, metadata."""
 
 from contextlib import suppress
-from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from broker.errors import Malformed, NotAuthenticated, NotFound, TaskpassError, UnauthorizedClient
 from broker.model import AgentCaller, Caller, Selector, Target
@@ -20,92 +15,11 @@ from broker.service.asks import (
     CLIENT_CREDENTIALS,
     DETAILS_TYPE,
     JWT_BEARER,
-    TokenRequest,
-    read_token_request,
 )
-from broker.service.issuance import TokenAnswer
 from broker.web.guards import bearer, record
-from broker.web.http import json_answer, oauth_error, parse_form, read_form, unforeseen
-from issuers.access_token import details
-
-_TOKEN_HEADERS = [(b"content-type", b"application/json"), (b"cache-control", b"no-store"), (b"pragma", b"no-cache")]
+from broker.web.http import json_answer, oauth_error, read_form
 
 router = APIRouter()
-
-
-class TokenEndpoint:
-    """`POST /oauth2/token` as an ASGI application."""
-
-    def __init__(self, broker: Broker, *, max_body: int) -> None:
-        self._broker = broker
-        self._max_body = max_body
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one token request."""
-        try:
-            answer = await self._broker.issuance.issue(await self._request(scope, receive))
-        except TaskpassError as error:
-            await oauth_error(error)(scope, receive, send)
-            return
-        except Exception as error:  # noqa: BLE001  (rendered as a 500 that leaks nothing)
-            await oauth_error(unforeseen(error))(scope, receive, send)
-            return
-        payload = orjson.dumps(_granted(answer))
-        headers = [*_TOKEN_HEADERS, (b"content-length", str(len(payload)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": payload})
-
-    async def _request(self, scope: Scope, receive: Receive) -> TokenRequest:
-        """1: bounded and read. What is no request is counted, never recorded: nobody has proved an identity yet."""
-        try:
-            content_type, body = await _read(scope, receive, self._max_body)
-            return read_token_request(parse_form(content_type, body))
-        except Malformed as error:
-            self._broker.refusals.count(error.code)
-            raise
-
-
-async def _read(scope: Scope, receive: Receive, limit: int) -> tuple[str | None, bytes]:
-    """Content type and bounded body of the request. Raises Malformed."""
-    if not scope["path"].isprintable():  # as in `guards.guard`
-        raise NotFound("There is no such path.")
-    types = [value for name, value in scope["headers"] if name == b"content-type"]
-    if len(types) > 1:
-        raise Malformed("Content-Type is repeated.")
-    if scope["query_string"]:
-        raise Malformed("Parameters belong in the body: URLs end up in logs.")
-    if any(name == b"authorization" for name, _ in scope["headers"]):
-        raise Malformed("Authenticate with the assertion alone: send no Authorization header here.")
-    parts: list[bytes] = []
-    size, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Malformed("The client went away.")
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limit:
-            raise Malformed(f"The request body is longer than {limit} bytes.")
-        parts.append(part)
-        more = message.get("more_body", False)
-    return (types[0].decode("latin-1") if types else None), b"".join(parts)
-
-
-def _granted(answer: TokenAnswer) -> dict[str, Any]:
-    """The success body (RFC 6749 section 5.1): it repeats what was granted."""
-    order = answer.order
-    body: dict[str, Any] = {
-        "access_token": answer.token,
-        "token_type": "Bearer",
-        "expires_in": order.exp - order.iat,
-        "task": order.task,
-        "decision_id": answer.decision_id,
-    }
-    if order.actions:
-        body["scope"] = " ".join(order.actions)
-    if order.limited:
-        body["authorization_details"] = details(order)
-    return body
 
 
 # --- Introspection and revocation -------------------------------------------------------------------------------------

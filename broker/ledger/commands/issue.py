@@ -6,7 +6,7 @@ commit: after it, minting only adds the signature, so a token's `seq` claim is t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -15,8 +15,7 @@ from broker.ledger.commands.guards import REPLAYED, Stale, holding, mark_of, spe
 from broker.model import Ask, Proof, Selector, Target, Workload
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """Who asks for what, as far as it is known when the request is settled: the head of every outcome's event."""
 
     agent: str
@@ -69,8 +68,7 @@ class Verdict:
         return body
 
 
-@dataclass(frozen=True, slots=True)
-class Issued:
+class Issued(NamedTuple):
     """A committed issuance: everything that minting needs. Seconds, as in the token."""
 
     seq: int
@@ -101,8 +99,7 @@ class Pending:
     expires: int
 
 
-@dataclass(frozen=True, slots=True)
-class Issue:
+class Issue(NamedTuple):
     """Issue one credential if every guard still holds (DESIGN 2, step 8 of the pipeline).
 
     `ttl_ms` is the lifetime that agent and configuration allow; the task's deadline can only shorten it.

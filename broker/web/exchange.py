@@ -1,0 +1,124 @@
+"""The token endpoint on the wire of `taskpass serve`: a plain request is answered without a task, a scope or an event.
+
+Uvicorn's connection goes on serving everything else, and whatever is not plain about a token request: a query, an
+escaped path, `Expect`, HTTP/1.0, pipelining, a client that does not read.
+"""
+
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from broker.errors import TaskpassError
+from broker.service.issuance import TokenAnswer
+from broker.web.http import oauth_error, unforeseen
+from broker.web.token import HEADERS, PATH, TokenEndpoint, granted
+
+_PATH: Final = PATH.encode()
+
+
+def _head(status: int, headers: Any) -> bytes:  # noqa: ANN401  (pairs of bytes)
+    return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % pair for pair in headers)
+
+
+_GRANTED: Final = _head(200, HEADERS)
+
+
+class TokenConnection(HttpToolsProtocol):
+    """One client's connection."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401  (Uvicorn's)
+        super().__init__(*args, **more)
+        self._endpoint: TokenEndpoint | None = getattr(self.config.app, "token_endpoint", None)
+
+    def on_headers_complete(self) -> None:
+        """Take the request, if it is a plain one for a token."""
+        endpoint, parser = self._endpoint, self.parser
+        if (
+            endpoint is None
+            or self.url != _PATH
+            or parser.get_method() != b"POST"
+            or self.expect_100_continue
+            or parser.get_http_version() != "1.1"
+            or parser.should_upgrade()
+            or self.flow.write_paused
+            or self._busy()
+        ):
+            super().on_headers_complete()
+        else:
+            self.cycle = Exchange(self, endpoint, keep_alive=parser.should_keep_alive())  # type: ignore[assignment]
+
+    def _busy(self) -> bool:
+        cycle: object = self.cycle
+        return cycle is not None and not self.cycle.response_complete
+
+    def on_body(self, body: bytes) -> None:
+        """Part of the body."""
+        cycle: object = self.cycle
+        if isinstance(cycle, Exchange):
+            cycle.add(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        cycle: object = self.cycle
+        if isinstance(cycle, Exchange):
+            cycle.begin(self.headers)
+        else:
+            super().on_message_complete()
+
+
+class _NobodyWaits:
+    """In the place of the event on which an ASGI application waits for its client."""
+
+    def set(self) -> None:
+        """Nothing to wake."""
+
+
+class Exchange:
+    """One token request and its answer. To its connection it is what a request-response cycle is."""
+
+    __slots__ = ("_body", "_connection", "_endpoint", "disconnected", "keep_alive", "response_complete")
+
+    message_event = _NobodyWaits()
+
+    def __init__(self, connection: TokenConnection, endpoint: TokenEndpoint, *, keep_alive: bool) -> None:
+        self._connection = connection
+        self._endpoint = endpoint
+        self._body: bytes | None = b""
+        self.keep_alive = keep_alive  # cleared by the connection when the server stops
+        self.disconnected = False  # set by the connection
+        self.response_complete = False
+
+    def add(self, part: bytes) -> None:
+        """Keep a part of the body, up to the limit."""
+        if self._body is not None:
+            self._body = self._body + part if len(self._body) + len(part) <= self._endpoint.max_body else None
+
+    def begin(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """The request is whole: read it and hand it over."""
+        try:
+            request = self._endpoint.read(headers, self._body)
+            self._endpoint.submit(request, self._answer)
+        except Exception as error:  # noqa: BLE001  (rendered: a refusal, or a 500 that leaks nothing)
+            self._answer(error)
+
+    def _answer(self, answer: TokenAnswer | Exception) -> None:
+        if not isinstance(answer, Exception):
+            self._write(_GRANTED, granted(answer))
+            return
+        response = oauth_error(answer if isinstance(answer, TaskpassError) else unforeseen(answer))
+        headers = [pair for pair in response.raw_headers if pair[0] != b"content-length"]
+        self._write(_head(response.status_code, headers), bytes(response.body))
+
+    def _write(self, head: bytes, body: bytes) -> None:
+        """The answer, and the connection's turn to the next request."""
+        self.response_complete = True
+        transport = self._connection.transport
+        if self.disconnected or transport.is_closing():
+            return
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        transport.write(b"%bcontent-length: %d\r\n%b%b" % (head, len(body), end, body))
+        if not self.keep_alive:
+            transport.close()
+        self._connection.on_response_complete()
