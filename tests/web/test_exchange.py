@@ -1,0 +1,272 @@
+"""The token endpoint on the wire: however a request is sent, it gets the answer that the ASGI route gives."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from broker.web import exchange
+from tests.kit import FORM, Broker
+
+PATH = "/oauth2/token"
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+class Wire:
+    """Connections of `taskpass serve` to a broker's application."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.state = ServerState()
+        config = uvicorn.Config(broker.process.app, http=exchange.TokenConnection, lifespan="off", log_config=None)
+        config.load()
+        self._make = lambda: exchange.TokenConnection(config=config, server_state=self.state, app_state={})
+
+    @asynccontextmanager
+    async def connected(self) -> Any:
+        """A client's two ends of one connection."""
+        server = await asyncio.get_running_loop().create_server(self._make, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+            server.close()
+            await asyncio.gather(*self.state.tasks)
+
+    def send(self, *parts: bytes, answers: int = 1) -> list[Answer]:
+        """What comes back when `parts` are written, each after the server has had its turn with the last."""
+
+        async def exchanged() -> list[Answer]:
+            async with self.connected() as (reader, writer):
+                for part in parts:
+                    writer.write(part)
+                    await writer.drain()
+                    for _ in range(3):
+                        await asyncio.sleep(0)
+                return [await _read(reader) for _ in range(answers)]
+
+        return self.broker.run(exchanged())
+
+
+async def _read(reader: asyncio.StreamReader) -> Answer:
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode().split("\r\n")
+    while head[0].split()[1] == "100":
+        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in head[1:] if line)
+    body = await reader.readexactly(int(headers["content-length"]))
+    return Answer(int(head[0].split()[1]), headers, json.loads(body))
+
+
+def request(
+    fields: dict[str, str] | list[tuple[str, str]] | bytes,
+    *lines: str,
+    path: str = PATH,
+    method: str = "POST",
+    version: str = "1.1",
+    form: bool = True,
+) -> bytes:
+    body = fields if isinstance(fields, bytes) else urlencode(fields).encode()
+    head = [f"{method} {path} HTTP/{version}", "Host: broker", f"Content-Length: {len(body)}", *lines]
+    if form:
+        head.append(f"Content-Type: {FORM['content-type']}")
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+@pytest.fixture(scope="module")
+def wire(shared: Broker) -> Wire:
+    return Wire(shared)
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """What was answered without ASGI."""
+    seen: list[object] = []
+    real = exchange.Exchange._answer
+
+    def spy(self: exchange.Exchange, answer: Any) -> None:
+        seen.append(answer)
+        real(self, answer)
+
+    monkeypatch.setattr(exchange.Exchange, "_answer", spy)
+    yield seen
+
+
+def test_a_plain_request_is_answered_on_its_connection(wire: Wire, answered: list[object]):
+    sent = request(wire.broker.token_fields())
+    answer = wire.send(sent)[0]
+    assert answer.status == 200
+    assert wire.broker.active(answer.body["access_token"])
+    plain = wire.broker.token()
+    assert answer.body.keys() == plain.json().keys()
+    assert answer.headers == {**dict(plain.headers), "content-length": answer.headers["content-length"]}
+    assert len(answered) == 1
+
+
+def test_a_connection_serves_many_requests(wire: Wire, answered: list[object]):
+    async def several() -> list[int]:
+        async with wire.connected() as (reader, writer):
+            found = []
+            for _ in range(3):
+                writer.write(request(wire.broker.token_fields()))
+                found.append((await _read(reader)).status)
+            writer.write(request(b"", path="/livez", method="GET"))
+            found.append((await _read(reader)).status)
+            writer.write(request(wire.broker.token_fields()))
+            found.append((await _read(reader)).status)
+            return found
+
+    assert wire.broker.run(several()) == [200] * 5
+    assert len(answered) == 4
+
+
+@pytest.mark.parametrize("cut", [1, 40, 200, 900])
+def test_a_request_may_come_in_pieces(wire: Wire, answered: list[object], cut: int):
+    sent = request(wire.broker.token_fields())
+    assert wire.send(sent[:cut], sent[cut:])[0].status == 200
+    assert len(answered) == 1
+
+
+def _long(broker: Broker) -> bytes:
+    return request({**broker.token_fields(), "client_id": "a" * 100_000})
+
+
+def _as_sent(*lines: str, **how: Any) -> Callable[[Broker], bytes]:
+    return lambda broker: request(broker.token_fields(), *lines, **how)
+
+
+REFUSED: dict[str, Callable[[Broker], bytes]] = {
+    "a body that is too long": _long,
+    "no content type": _as_sent(form=False),
+    "another content type": _as_sent("Content-Type: application/json", form=False),
+    "two content types": _as_sent("Content-Type: application/json"),
+    "an Authorization header": _as_sent("Authorization: Bearer x"),
+    "a query": _as_sent(path=f"{PATH}?a=b"),
+    "an escaped path": _as_sent(path="/oauth2/%74oken%0a"),
+    "another method": _as_sent(method="PUT"),
+    "an empty body": lambda _: request(b""),
+    "a body of noise": lambda _: request(b"\xff\x00=&&"),
+    "a forged assertion": lambda broker: request(broker.token_fields(assertion="a.b.c")),
+    "an unknown action": lambda broker: request(broker.token_fields(scope="invoices:burn")),
+    "a replay": lambda broker: request(broker.token_fields(assertion=_spent(broker))),
+}
+
+
+def _spent(broker: Broker) -> str:
+    proof = broker.home.proof("dispute-bot")
+    assert broker.token(assertion=proof).status_code == 200
+    return proof
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refuses_as_the_asgi_route_does(wire: Wire, what: str):
+    answer = wire.send(REFUSED[what](wire.broker))[0]
+    head, _, body = REFUSED[what](wire.broker).partition(b"\r\n\r\n")  # another: the first has spent its assertion
+    method, path, _ = head.split(b"\r\n")[0].decode().split()
+    pairs = [line.split(b": ", 1) for line in head.split(b"\r\n")[2:]]
+    other = wire.broker.run(
+        wire.broker.http.request(method, path, content=body, headers=[(name, value) for name, value in pairs])
+    )
+    varying = {"request_id", "decision_id", "instance"}
+    assert answer.status == other.status_code
+    assert 400 <= answer.status < 500
+    assert {k: v for k, v in answer.body.items() if k not in varying} == {
+        k: v for k, v in other.json().items() if k not in varying
+    }
+    assert answer.headers.keys() == other.headers.keys()
+
+
+def test_what_is_not_plain_goes_the_long_way(wire: Wire, answered: list[object]):
+    assert wire.send(request(wire.broker.token_fields(), "Expect: 100-continue"))[0].status == 200
+    assert answered == []
+
+
+def test_pipelined_requests_are_answered_in_order(wire: Wire, answered: list[object]):
+    fields = [wire.broker.token_fields(scope=scope) for scope in ("invoices:read", "invoices:burn", "invoices:read")]
+    answers = wire.send(b"".join(request(each) for each in fields), answers=3)
+    assert [answer.status for answer in answers] == [200, 400, 200]
+    assert len(answered) == 1  # the first; the others wait in Uvicorn's own queue
+
+
+@pytest.mark.parametrize("how", [{"version": "1.0"}, {"lines": ("Connection: close",)}])
+def test_closes_when_the_client_wants_it(wire: Wire, how: dict[str, Any]):
+    async def closed() -> tuple[Answer, bytes]:
+        async with wire.connected() as (reader, writer):
+            lines = how.get("lines", ())
+            writer.write(request(wire.broker.token_fields(), *lines, version=how.get("version", "1.1")))
+            return await _read(reader), await asyncio.wait_for(reader.read(), 10)
+
+    answer, rest = wire.broker.run(closed())
+    assert answer.status == 200
+    assert answer.headers["connection"] == "close"
+    assert rest == b""
+
+
+def test_a_client_that_leaves_costs_nobody_else_anything(wire: Wire, answered: list[object]):
+    async def leave() -> None:
+        async with wire.connected() as (_, writer):
+            writer.write(request(wire.broker.token_fields()))
+            await writer.drain()
+        while not answered:
+            await asyncio.sleep(0)
+
+    wire.broker.run(leave())
+    assert wire.send(request(wire.broker.token_fields()))[0].status == 200
+
+
+def test_a_server_that_stops_answers_what_it_has_begun(wire: Wire, answered: list[object]):
+    async def stop() -> tuple[Answer, bytes]:
+        async with wire.connected() as (reader, writer):
+            writer.write(request(wire.broker.token_fields()))
+            while not (wire.state.connections and next(iter(wire.state.connections)).cycle):
+                await asyncio.sleep(0)
+            for connection in list(wire.state.connections):
+                connection.shutdown()
+            return await _read(reader), await asyncio.wait_for(reader.read(), 10)
+
+    answer, rest = wire.broker.run(stop())
+    assert answer.status == 200
+    assert answer.headers["connection"] == "close"
+    assert rest == b""
+    assert len(answered) == 1
+
+
+def test_a_bug_is_a_500_that_says_nothing(wire: Wire, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret inside")
+
+    monkeypatch.setattr(wire.broker.process.broker.issuance, "submit", broken)
+    answer = wire.send(request(wire.broker.token_fields()))[0]
+    assert answer.status == 500
+    assert "secret" not in json.dumps(answer.body)
+
+
+def test_keys_are_fetched_outside_the_batch(wire: Wire, monkeypatch: pytest.MonkeyPatch):
+    from broker.attest import KeysNeeded
+
+    pool = wire.broker.process.broker.issuance._rules.current.attesters
+    real, asked = pool.attest, []
+
+    def attest(token: str, **more: Any) -> Any:
+        if not asked:
+            raise KeysNeeded("idp")
+        return real(token, **more)
+
+    async def refresh(source: str) -> None:
+        asked.append(source)
+
+    monkeypatch.setattr(pool, "attest", attest)
+    monkeypatch.setattr(pool, "refresh", refresh)
+    assert wire.send(request(wire.broker.token_fields()))[0].status == 200
+    assert asked == ["idp"]
