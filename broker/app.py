@@ -313,7 +313,7 @@ def _ledger_time(ledger: OpenLedger, now: Now) -> Now:
     """The host's clock, but never earlier than the ledger's last write that this process has seen: a clock that steps
     back must not revive a session or an assertion.
     """
-    return lambda: max(now(), ledger.time)
+    return lambda: max(now(), ledger.head.time)
 
 
 def _not_ready(ledger: OpenLedger, rules: RulesInForce, now: int) -> list[str]:

@@ -133,11 +133,7 @@ class Ledger(Protocol):
 
     @property
     def head(self) -> Head:
-        """The newest head that this process has seen, without asking the store."""
-
-    @property
-    def time(self) -> int:
-        """The ledger time of that head."""
+        """The newest head that this process has seen, without asking the store. To be looked at, never changed."""
 
     def commit(self, commands: Sequence[Command], *, priority: bool = False) -> list[Any]:
         """Apply all commands in one durable transaction; their outcomes, in order.

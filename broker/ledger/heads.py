@@ -6,7 +6,6 @@ somebody rolled the store back, replaced or forked it under us; then this proces
 
 import threading
 from collections.abc import Sequence
-from copy import copy
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -57,10 +56,6 @@ class LastSeen:
     def now(self) -> Seen:
         """The newest state."""
         return self._seen
-
-    def head(self) -> Head:
-        """A copy of the newest head."""
-        return copy(self._seen.head)
 
     def remember(self, seen: Seen) -> None:
         """Take note of a committed state, unless a newer one is known."""

@@ -154,13 +154,8 @@ class SqliteLedger:
 
     @property
     def head(self) -> Head:
-        """The newest head that this process has seen."""
-        return self._seen.head()
-
-    @property
-    def time(self) -> int:
-        """The ledger time of that head."""
-        return self._seen.now.head.time
+        """See `broker.ledger.Ledger.head`."""
+        return self._seen.now.head
 
     def commit(self, commands: Sequence[Command], *, priority: bool = False) -> list[Any]:
         """See `broker.ledger.Ledger.commit`."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -60,6 +60,14 @@ class Wire:
         return self.broker.run(exchanged())
 
 
+async def _until(done: Callable[[], bool]) -> None:
+    for _ in range(100_000):
+        if done():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came")
+
+
 async def _read(reader: asyncio.StreamReader) -> Answer:
     head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode().split("\r\n")
     while head[0].split()[1] == "100":
@@ -90,7 +98,7 @@ def wire(shared: Broker) -> Wire:
 
 
 @pytest.fixture
-def answered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What was answered without ASGI."""
     seen: list[object] = []
     real = exchange.Exchange._answer
@@ -100,7 +108,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
         real(self, answer)
 
     monkeypatch.setattr(exchange.Exchange, "_answer", spy)
-    yield seen
+    return seen
 
 
 def test_a_plain_request_is_answered_on_its_connection(wire: Wire, answered: list[object]):
@@ -218,8 +226,7 @@ def test_a_client_that_leaves_costs_nobody_else_anything(wire: Wire, answered: l
         async with wire.connected() as (_, writer):
             writer.write(request(wire.broker.token_fields()))
             await writer.drain()
-        while not answered:
-            await asyncio.sleep(0)
+        await _until(lambda: bool(answered))
 
     wire.broker.run(leave())
     assert wire.send(request(wire.broker.token_fields()))[0].status == 200
@@ -229,8 +236,7 @@ def test_a_server_that_stops_answers_what_it_has_begun(wire: Wire, answered: lis
     async def stop() -> tuple[Answer, bytes]:
         async with wire.connected() as (reader, writer):
             writer.write(request(wire.broker.token_fields()))
-            while not (wire.state.connections and next(iter(wire.state.connections)).cycle):
-                await asyncio.sleep(0)
+            await _until(lambda: any(each.cycle for each in wire.state.connections))
             for connection in list(wire.state.connections):
                 connection.shutdown()
             return await _read(reader), await asyncio.wait_for(reader.read(), 10)
