@@ -5,6 +5,7 @@ heartbeat, and die like any other credential: by expiry, by a kill that covers t
 """
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ log = structlog.get_logger(__name__)
 SESSION_TYP = "session+jwt"
 SESSION_TTL_MS = {"agent": 900_000, "verifier": 900_000, "operator": 900_000}
 _ASSERTION_NEEDED = "A session cannot open another: present an assertion."
+_SESSIONS = 10_000
 _MARK_WITHIN_S = 0.5
 """How long a kill waits for its proof to be marked as spent: a disk that hangs must not hold it up."""
 _REFUSALS = (Forbidden, NotFound, AccessDenied, UnauthorizedClient, NotAuthenticated)
@@ -77,6 +79,17 @@ class Callers:
         self._iss = iss
         self._now = now
         self._host_now = host_now
+        self._session_profile = jose.Profile(
+            typ=frozenset({SESSION_TYP}),
+            algs=frozenset({"ES256"}),
+            issuer=iss,
+            audiences=frozenset({iss}),
+            sole_audience=True,
+            kind="session token",
+            required=("sub", "kind", "seq", "iat"),
+            max_lifetime_s=max(SESSION_TTL_MS.values()) // 1000,
+        )
+        self._sessions: dict[bytes, tuple[jose.KeySet, jose.Claims]] = {}  # verified: digest -> with which keys, what
         self._unrecorded: dict[bytes, int] = {}  # proofs of kills that the ledger could not mark: mark -> expiry
 
     async def authenticate(self, token: str | None, *, even_late: bool = False) -> Caller:
@@ -226,22 +239,23 @@ class Callers:
             return AgentCaller(registry.agents[name], workload, session_seq=seq)
         raise NotAuthenticated(f"{name} is not registered any more.")
 
-    def _verified_session(self, token: str) -> dict[str, Any]:
-        profile = jose.Profile(
-            typ=frozenset({SESSION_TYP}),
-            algs=frozenset({"ES256"}),
-            issuer=self._iss,
-            audiences=frozenset({self._iss}),
-            sole_audience=True,
-            kind="session token",
-            required=("sub", "kind", "seq", "iat"),
-            max_lifetime_s=max(SESSION_TTL_MS.values()) // 1000,
-        )
+    def _verified_session(self, token: str) -> jose.Claims:
+        """The session's claims. What was verified once, with the keys of today, only grows older."""
+        keys, now_s = self._keyring.verifying("session"), self._now() // 1000
+        digest = hashlib.sha256(token.encode()).digest()
+        known = self._sessions.get(digest)
+        if known is not None and known[0] is keys and now_s < known[1].expires_s:
+            return known[1]
         try:
-            return dict(jose.verify(token, self._keyring.verifying("session").find, profile, self._now() // 1000))
+            claims = jose.verify(token, keys.find, self._session_profile, now_s)
         except jose.JoseError as error:
+            self._sessions.pop(digest, None)
             self._refusals.count(error.reason)
             raise NotAuthenticated(f"The session token does not hold: {error}.", next="Authenticate anew.") from None
+        if len(self._sessions) >= _SESSIONS:
+            self._sessions.clear()
+        self._sessions[digest] = (keys, claims)
+        return claims
 
 
 def unspent_proof(caller: Caller) -> Proof | None:

@@ -11,14 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from broker.errors import Malformed, NotFound, TaskpassError
 from broker.keys import Keyring
 from broker.service import Broker
 from broker.web import audit, oauth, operator, revocations, tasks, token
 from broker.web.feed import Feed
-from broker.web.guards import check_guards, guard, record
+from broker.web.guards import check_guards, guard, record, routes_of
 from broker.web.http import json_answer, problem, unforeseen
 from broker.web.openapi import publish
 
@@ -62,14 +62,14 @@ def create_app(
     app.state.broker, app.state.keyring, app.state.feed = broker, keyring, feed
     app.state.settings, app.state.scopes, app.state.ready = settings, scopes, ready
     if tokens:
-        app.token_endpoint = token.TokenEndpoint(broker, max_body=settings.max_body)
-        app.router.routes.insert(0, Route(token.PATH, app.token_endpoint, methods=["POST"]))
+        app.serve_tokens(token.TokenEndpoint(broker, max_body=settings.max_body))
     app.include_router(oauth.router)
     app.include_router(tasks.router)
     if feed is not None:
         app.include_router(operator.router)
         app.include_router(audit.router)
         app.include_router(revocations.router)
+        app.direct("POST", "/v1/revocations/ack", revocations.acknowledge)
     app.add_api_route("/livez", _livez, methods=["GET"])
     app.add_api_route("/readyz", _readyz, methods=["GET"])
     publish(app)
@@ -79,19 +79,48 @@ def create_app(
 
 
 class Application(FastAPI):
-    """FastAPI, but for the one hot route: neither middleware nor routing stands before it. Its row in the routing table
-    is for the guard table, the document and wrong methods.
+    """FastAPI, but for the routes that are called most: neither middleware nor routing stands before those. Their rows
+    in the routing table are for the guard table, the document and wrong methods.
     """
 
     token_endpoint: token.TokenEndpoint | None = None
 
+    def __init__(self, **more: Any) -> None:  # noqa: ANN401  (FastAPI's)
+        super().__init__(**more)
+        self._direct: dict[tuple[str, str], ASGIApp] = {}
+
+    def serve_tokens(self, endpoint: token.TokenEndpoint) -> None:
+        """Serve the token endpoint, which authenticates and renders for itself."""
+        self.token_endpoint = endpoint
+        self.router.routes.insert(0, Route(token.PATH, endpoint, methods=["POST"]))
+        self._direct["POST", token.PATH] = endpoint
+
+    def direct(self, method: str, path: str, handler: Callable[[Request], Awaitable[Response]]) -> None:
+        """Call `handler` for exactly this, after the same guard and with the same errors as anywhere."""
+        route = next(
+            each for each in routes_of(self.router.routes) if each.path == path and method in (each.methods or ())
+        )
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            request = Request({**scope, "app": self, "route": route}, receive)
+            try:
+                await guard(request)
+                response = await handler(request)
+            except TaskpassError as error:
+                await record(request, error)
+                response = problem(error)
+            except Exception as error:  # noqa: BLE001  (rendered as a 500 that leaks nothing)
+                response = problem(unforeseen(error))
+            await response(scope, receive, send)
+
+        self._direct[method, path] = answer
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        hot = self.token_endpoint
-        if hot is not None and scope["type"] == "http" and scope["path"] == token.PATH and scope["method"] == "POST":
-            await hot(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+        app: ASGIApp = super().__call__
+        if scope["type"] == "http":
+            app = self._direct.get((scope["method"], scope["path"]), app)
+        await app(scope, receive, send)
 
 
 async def _livez() -> Response:

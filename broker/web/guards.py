@@ -5,7 +5,7 @@ runs. A handler that commits the proof together with its own act says so (`spend
 the service's business; that no workload identity ever reaches an operator's route is decided here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -126,15 +126,21 @@ CallerOf = Annotated[Caller, Depends(_caller)]
 """A handler's caller, as the guard left it."""
 
 
-def check_guards(routes: Iterable[BaseRoute]) -> None:
-    """Refuse to boot with a route that has no row. Raises RuntimeError."""
+def routes_of(routes: Iterable[BaseRoute]) -> Iterator[Route]:
+    """All routes, those of included routers too. Raises RuntimeError for one that is no plain route."""
     for route in routes:
         included = getattr(route, "original_router", None)
         if included is not None:
-            check_guards(included.routes)
-            continue
-        if not isinstance(route, Route):
-            raise RuntimeError(f"{route!r} is no plain route, so no guard can stand before it")  # noqa: TRY004
+            yield from routes_of(included.routes)
+        elif isinstance(route, Route):
+            yield route
+        else:
+            raise RuntimeError(f"{route!r} is no plain route, so no guard can stand before it")
+
+
+def check_guards(routes: Iterable[BaseRoute]) -> None:
+    """Refuse to boot with a route that has no row. Raises RuntimeError."""
+    for route in routes_of(routes):
         for method in (route.methods or set()) - {"HEAD"}:
             if (method, route.path) not in GUARDS:
                 raise RuntimeError(f"{method} {route.path} has no guard")

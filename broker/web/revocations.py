@@ -8,7 +8,7 @@ from starlette.responses import Response, StreamingResponse
 
 from broker.errors import Forbidden, Malformed
 from broker.ledger.commands.admin import RegisterInstance
-from broker.model import VerifierCaller
+from broker.model import Caller, VerifierCaller
 from broker.service import Broker
 from broker.service.callers import unspent_proof
 from broker.web.feed import Feed
@@ -83,8 +83,9 @@ async def stream(
 
 
 @router.post("/v1/revocations/ack", status_code=204, openapi_extra=takes(AckBody))
-async def acknowledge(request: Request, caller: CallerOf) -> Response:
+async def acknowledge(request: Request) -> Response:
     """An instance reports what it has applied."""
+    caller: Caller = request.state.caller
     feed: Feed = request.app.state.feed
     body = await read_json(request, AckBody)
     if not 0 <= body.stamp <= 1 << 62:

@@ -363,10 +363,19 @@ def test_a_cancelled_task_ends_too():
     broker, _clock = broker_and_clock()
 
     async def scenario():
+        opened = asyncio.Event()
+
+        async def work(client):
+            async with client.task(purpose="x", heartbeat=60):
+                opened.set()
+                await asyncio.Event().wait()
+
         async with broker.async_client() as client:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01), client.task(purpose="x", heartbeat=60):
-                    await asyncio.Event().wait()
+            working = asyncio.create_task(work(client))
+            await opened.wait()
+            working.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await working
 
     asyncio.run(scenario())
     (task,) = broker.tasks.values()
