@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -34,6 +35,7 @@ from broker.web.exchange import TokenConnection
 log = structlog.get_logger(__name__)
 
 _BACKLOG = 2_048
+_ACCEPT_PAUSE_S = 0.1
 _GRACE_S = 5
 _READY_WITHIN_S = 60
 _RESTART_PAUSE_S = 1.0
@@ -41,16 +43,61 @@ _LEDGER_UNUSABLE = 3
 """Exit code of a process whose ledger was rolled back, replaced or damaged: restarting it would not help."""
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn, ending the feed's streams first so that it can drain, and saying when it is ready."""
+class _Acceptor:
+    """Takes one connection in each turn of the event loop. The loop's own server would take all that wait, so that the
+    worker that wakes first gets every client, and the others none.
+    """
 
-    def __init__(self, config: uvicorn.Config, *, process: Process, ready: Callable[[], None]) -> None:
+    def __init__(self, listening: socket.socket, make: Callable[[], asyncio.Protocol]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listening, self._make = listening, make
+        self._connecting: set[asyncio.Task[object]] = set()
+        self._stopped = False
+        listening.settimeout(0)
+        self._listen()
+
+    def stop(self) -> None:
+        """Take no more connections."""
+        self._stopped = True
+        self._loop.remove_reader(self._listening)
+
+    def _listen(self) -> None:
+        if not self._stopped:
+            self._loop.add_reader(self._listening, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listening.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):  # another worker has it, or it is gone
+            return
+        except OSError as error:  # no descriptors left: the client waits in the queue until one is free
+            log.error("cannot_accept", error=str(error))
+            self._loop.remove_reader(self._listening)
+            self._loop.call_later(_ACCEPT_PAUSE_S, self._listen)
+            return
+        task = asyncio.ensure_future(self._loop.connect_accepted_socket(self._make, connection))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, sharing its connections with other workers, ending the feed's streams first so that it can drain, and
+    saying when it is ready.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, *, listening: socket.socket, process: Process, ready: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._listening = listening
         self._process = process
         self._ready = ready
+        self._acceptor: _Acceptor | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        make = partial(TokenConnection, config=self.config, server_state=self.server_state, app_state={})
+        self._acceptor = _Acceptor(self._listening, make)
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  (Uvicorn's)
@@ -61,6 +108,9 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._acceptor is not None:
+            self._acceptor.stop()
+            self._listening.close()
         if self._process.feed is not None:
             await self._process.feed.stop()
         await super().shutdown(sockets)
@@ -96,12 +146,13 @@ async def serve_one(config: Config, *, role: Role, listening: socket.socket, rea
                 timeout_graceful_shutdown=_GRACE_S,
                 timeout_keep_alive=75,
             ),
+            listening=listening,
             process=process,
             ready=ready,
         )
         _end_with_the_supervisor(server)
         _end_with_the_ledger(process, server)
-        await server.serve([listening])
+        await server.serve([])
         if process.unusable.done():
             raise process.unusable.result()
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_FIRST_PAUSE_S = 0.0001
-_LONGEST_PAUSE_S = 0.001
+_FIRST_PAUSE_S = 0.00003
+_LONGEST_PAUSE_S = 0.0003
 
 
 class TurnTimeout(Exception):
