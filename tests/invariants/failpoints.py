@@ -19,6 +19,7 @@ from broker.ledger.proofs import KeepCheckpoint
 from broker.ledger.sqlite import SqliteLedger
 from broker.service.issuance import Issuance
 from broker.web.app import Application
+from broker.web.exchange import Exchange
 
 FILE = "INVARIANTS_FAILPOINT"
 
@@ -104,6 +105,7 @@ def install(file: Path | None = None) -> None:
     Issuance._authenticate = _around(Issuance._authenticate, failpoint, after="authenticated")
     Signer.sign = _around(Signer.sign, failpoint, before="before:sign", after="after:sign")
     Application.__call__ = _answering(Application.__call__, failpoint)
+    Exchange._write = _writing(Exchange._write, failpoint)
 
 
 def _opening(opened: Callable[..., SqliteLedger], failpoint: Failpoint) -> Any:
@@ -136,5 +138,20 @@ def _answering(application: Callable[..., Any], failpoint: Failpoint) -> Any:
                 failpoint.reached("after:first_byte" if start else "after:last_byte")
 
         await application(self, scope, receive, sending)
+
+    return call
+
+
+def _writing(write: Callable[..., None], failpoint: Failpoint) -> Any:
+    """The same for an answer that leaves in one piece, without the application."""
+
+    def call(self: Any, head: bytes, body: bytes) -> None:
+        meant = failpoint.armed
+        if meant:
+            failpoint.reached("before:first_byte")
+        write(self, head, body)
+        if meant:
+            failpoint.reached("after:first_byte")
+            failpoint.reached("after:last_byte")
 
     return call
