@@ -15,6 +15,8 @@ from itertools import count, islice
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
+import orjson
+
 from bench.machine import all_cores
 from bench.site import AUDIENCE, SCOPE, agent_name, signer_of
 from broker.jose import Signer
@@ -22,6 +24,8 @@ from broker.jose import Signer
 LIFETIME_S = 240
 JWT_BEARER = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 SEPARATOR = b"\x00"
+_CLIENT = {"grant_type": "client_credentials", "client_assertion_type": JWT_BEARER, "resource": AUDIENCE}
+_PLAIN_FORM = urlencode({**_CLIENT, "scope": SCOPE, "client_assertion": ""})
 _numbers = count(os.getpid() << 24)
 
 
@@ -37,10 +41,12 @@ class Assertions:
         self._pool = pool
         self._jobs = jobs
 
-    def requests(self, target: Path, *, url: str, audience: str, number: int, agents: int) -> None:
-        """Write `number` token requests to `url` into the file `target`, their assertions made out to `audience`."""
+    def requests(self, target: Path, *, url: str, audience: str, number: int, agents: int, novel: bool = False) -> None:
+        """Write `number` token requests to `url` into the file `target`, their assertions made out to `audience`. With
+        `novel`, each has a parameter that none had before, so that no decision can be remembered.
+        """
         share = -(-number // self._jobs)
-        parts = self._pool.map(_requests, [(url, audience, agents, share)] * self._jobs)
+        parts = self._pool.map(_requests, [(url, audience, agents, share, novel)] * self._jobs)
         with target.open("wb") as file:
             for part in parts:
                 file.write(part)
@@ -57,6 +63,14 @@ def assertions() -> Iterator[Assertions]:
         yield Assertions(pool, len(cores))
 
 
+def _form(*, novel_amount: int | None) -> str:
+    """All of the form but the assertion, which is to be appended."""
+    if novel_amount is None:
+        return _PLAIN_FORM
+    details = [{"type": "task_action", "actions": [SCOPE], "parameters": {"amount": novel_amount}}]
+    return urlencode({**_CLIENT, "authorization_details": orjson.dumps(details), "client_assertion": ""})
+
+
 @cache
 def _signer(name: str) -> Signer:
     return signer_of(name)
@@ -68,28 +82,22 @@ def _sign(signer: Signer, name: str, audience: str, jti: str, lifetime_s: int) -
     return signer.sign("JWT", claims)
 
 
-def _requests(what: tuple[str, str, int, int]) -> bytes:
-    url, audience, agents, number = what
-    return SEPARATOR.join(islice(endless_requests(url, audience, agents), number)) + SEPARATOR
+def _requests(what: tuple[str, str, int, int, bool]) -> bytes:
+    url, audience, agents, number, novel = what
+    return SEPARATOR.join(islice(endless_requests(url, audience, agents, novel=novel), number)) + SEPARATOR
 
 
-def endless_requests(url: str, audience: str, agents: int) -> Iterator[bytes]:
+def endless_requests(url: str, audience: str, agents: int, *, novel: bool = False) -> Iterator[bytes]:
     """Whole HTTP requests for tokens, of each agent in turn, each signed when it is taken."""
     parts = urlsplit(url)
-    form = urlencode(
-        {
-            "grant_type": "client_credentials",
-            "client_assertion_type": JWT_BEARER,
-            "resource": AUDIENCE,
-            "scope": SCOPE,
-            "client_assertion": "",
-        }
-    )
     stamp = f"{next(_numbers):x}.{time.time_ns():x}"
+    start = (time.time_ns() ^ os.getpid() << 20) % 10**15 + 10**9  # amounts stay below zero, where no gate looks
     names = [agent_name(n) for n in range(agents)]
     for n in count():
         name = names[n % agents]
-        body = form + _sign(_signer(name), name, audience, f"{stamp}.{n:x}", LIFETIME_S)
+        body = _form(novel_amount=n - start if novel else None) + _sign(
+            _signer(name), name, audience, f"{stamp}.{n:x}", LIFETIME_S
+        )
         yield (
             f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
             f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n{body}"

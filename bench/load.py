@@ -6,6 +6,7 @@ leave out what an open loop would have queued; they are compared with a peer's u
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,8 @@ class Target:
     audience: str  # of the assertions
     pids: list[int]  # whose CPU time is charged to the tokens
     agents: int = 50
-    most_per_s: int = 7_000  # no more than this many requests are prepared for a second of a burst
+    novel: bool = False  # every request has a parameter that none had before: no decision can be remembered
+    most_per_s: int = 9_000  # no more than this many requests are prepared for a second of a burst
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Burst:
     p90: float
     p99: float
     cpu_us: float  # of the servers, for one token
+    load_share: float  # of one core, that the load generator used
     calibration: Calibration
 
     @property
@@ -88,6 +91,7 @@ def burst(
         audience=target.audience,
         number=target.most_per_s * (seconds + 1),
         agents=target.agents,
+        novel=target.novel,
     )
     before, used = calibrate(server_core), cpu_us(target.pids)
     result = finish(start(target, requests, connections=connections, seconds=seconds, cores=load_cores))
@@ -104,6 +108,7 @@ def burst(
         p90=result["p90_us"] / 1000,
         p99=result["p99_us"] / 1000,
         cpu_us=used / result["requests"],
+        load_share=result["load_cpu_s"] / (result["duration_us"] / 1e6),
         calibration=Calibration.between(before, after),
     )
 
@@ -135,8 +140,11 @@ def start(
 
 def finish(process: "subprocess.Popen[str]") -> dict[str, Any]:
     """What the load generator saw. Raises BurstFailed when it failed itself."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     output, _ = process.communicate()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
         raise BurstFailed(f"the load generator exited with {process.returncode}")
     found: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
+    found["load_cpu_s"] = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return found

@@ -2,6 +2,7 @@
 
 Beside: a second broker of ours on the same core, in paired bursts. On: everything. Of the thousand, the ten that can
 match the request are the same as in the small bundle; the others are about other actions, some about these agents.
+Every request has a parameter that none had before, so that each is decided and none remembered.
 """
 
 from statistics import median
@@ -17,7 +18,7 @@ def measure(run: Run) -> None:
     few, many = run.site(policies=10), run.site(policies=1_000)
     with serving(few, core=run.server_core) as one, serving(many, core=run.server_core) as other:
         targets = [
-            Target(name, f"{each.site.issuer}/oauth2/token", each.site.issuer, each.pids)
+            Target(name, f"{each.site.issuer}/oauth2/token", each.site.issuer, each.pids, novel=True)
             for name, each in (("10 policies", one), ("1000 policies", other))
         ]
         run.warm(targets)

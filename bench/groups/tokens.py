@@ -7,6 +7,7 @@ core as the worker). The peer has no policy, no durability and no audit.
 """
 
 from contextlib import ExitStack
+from dataclasses import replace
 from statistics import median
 
 from bench.load import Burst, Target
@@ -48,6 +49,11 @@ def measure(run: Run) -> None:
             rounds = run.paired(targets, connections=connections, rounds=run.times(10, 3), seconds=run.times(4, 2))
             counted += sum(each["taskpass"].tokens for each in rounds)
             _enter(run, connections, rounds)
+        novel = replace(targets[0], novel=True)
+        bursts = [each["taskpass"] for each in run.paired([novel], connections=64, rounds=run.times(5, 2), seconds=3)]
+        counted += sum(burst.tokens for burst in bursts)
+        run.book.detail("tokens c64 novel", {"taskpass": summary(bursts)})
+        _say("tokens c64, all novel", summary(bursts))
     if missing:
         run.book.skipped([name for name in FIGURES if name != "issue_crypto_share_c64"], missing)
     report = verify_ledger(site.ledger)
@@ -70,9 +76,12 @@ def _enter(run: Run, connections: int, rounds: list[dict[str, Burst]]) -> None:
     if connections == 64:
         run.book.figure("issue_crypto_share_c64", median(burst.crypto_share for burst in ours))
     run.book.detail(f"tokens c{connections}", detail)
-    seen = detail["taskpass"]
+    _say(f"tokens c{connections}", detail["taskpass"])
+
+
+def _say(name: str, seen: dict[str, float]) -> None:
     print(
-        f"  {'tokens c' + str(connections):26} {seen['per_s']:>10.0f}  tokens per second, p50 {seen['p50_ms']:.1f} ms, "
+        f"  {name:26} {seen['per_s']:>10.0f}  tokens per second, p50 {seen['p50_ms']:.1f} ms, "
         f"p99 {seen['p99_ms']:.1f} ms, {seen['cpu_us']:.0f} us of CPU each",
         flush=True,
     )
