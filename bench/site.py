@@ -14,10 +14,10 @@ from pathlib import Path
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from broker.app import create
 from broker.cli.init import write_skeleton
 from broker.config import Config, load_config
 from broker.jose import Signer
+from broker.stores import create
 
 AGENTS = 50
 AUDIENCE = "https://records.example.com"

@@ -1,36 +1,28 @@
-"""The only composition root: it alone names concrete stores, issuers and engines.
+"""The composition root: it alone puts issuers, engines and verbs together into a process. Stores come from `stores`.
 
-create(config)                  a new ledger with its first keys (once, by `taskpass init`, `dev` or `db upgrade`)
 async with running(config, role=...) as process:
     process.app                 the ASGI application of a token worker, of the control process, or of both in one
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from enum import Flag, auto
-from importlib.metadata import PackageNotFoundError, version
 
 import structlog
-from fastapi import FastAPI
 
 from broker.config import Config
-from broker.errors import ConfigurationInvalid, TaskpassError
-from broker.keys import Keyring, Sealer
+from broker.errors import TaskpassError
+from broker.keys import Keyring
 from broker.ledger import LedgerStopped, LedgerUnavailable, Now, OpenLedger
-from broker.ledger.commands.admin import FirstKeys, PublishNextKey, RefuseReload, Started, StopIssuance, Together
 from broker.ledger.proofs import Proofs
 from broker.ledger.spool import Spool
-from broker.ledger.sqlite import SqliteLedger
-from broker.ledger.sqlite_audit import SqliteStore
-from broker.ledger.verify import Store
 from broker.ledger.writer import Writer
 from broker.rules import RulesInForce
 from broker.service import Admin, Broker, Callers, Evidence, Issuance, KillSwitch, Refusals, Tasks
 from broker.service.task_facts import TaskFactsReader
+from broker.startup import Entry, Process, Role, begin
 from broker.stops import Stops
+from broker.stores import open_ledger, sealer_of, wall_clock
 from broker.upkeep import Chore, Chores, Upkeep
 from broker.web.app import WebSettings, create_app
 from broker.web.feed import Feed
@@ -41,125 +33,6 @@ log = structlog.get_logger(__name__)
 
 
 _TOLERATED_BEHIND_MS = 5_000
-
-
-class Role(Flag):
-    """What one process does."""
-
-    TOKENS = auto()
-    CONTROL = auto()
-    ALL = TOKENS | CONTROL
-
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    """A running broker process. `unusable` is settled when its ledger was rolled back, replaced or found damaged: then
-    the process must end.
-    """
-
-    app: FastAPI
-    broker: Broker
-    ledger: OpenLedger
-    writer: Writer
-    feed: Feed | None
-    chores: Chores
-    proofs: Proofs
-    keyring: Keyring
-    provisional: ProvisionalKills
-    unusable: "asyncio.Future[LedgerStopped]"
-
-
-def wall_clock() -> int:
-    """Milliseconds since the epoch, by the host."""
-    return time.time_ns() // 1_000_000
-
-
-def create(config: Config, *, now: Now = wall_clock) -> None:
-    """Make a new ledger with its first signing keys. Raises LedgerNotOpened when there is one already."""
-    config.ledger.side_file("").parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if config.ledger.url is None:
-        SqliteLedger.create(config.ledger.path, now=now, origin=config.ledger_origin)
-    else:
-        from broker.ledger.postgres import PostgresLedger
-
-        url = config.ledger.url.get_secret_value()
-        PostgresLedger.create(url, origin=config.ledger_origin, clock=_instead_of_the_databases(now))
-    ledger = open_ledger(config, now=now)
-    try:
-        make = Keyring(ledger=ledger, sealer=sealer_of(config), now=now).make
-        ledger.commit([FirstKeys([make("token"), make("session"), make("checkpoint")]), PublishNextKey(make("token"))])
-    finally:
-        ledger.close()
-
-
-def sealer_of(config: Config) -> Sealer:
-    """What seals the signing keys, from the configuration's file or value. Raises ConfigurationInvalid."""
-    if config.keys.encryption_key is not None:
-        return Sealer.from_text(config.keys.encryption_key.get_secret_value())
-    if config.keys.encryption_key_file is None:
-        raise ConfigurationInvalid("Configure keys.encryption_key_file: signing keys are never stored in the clear.")
-    return Sealer.from_file(config.keys.encryption_key_file)
-
-
-def open_ledger(config: Config, *, now: Now = wall_clock) -> OpenLedger:
-    """The configured ledger. Raises LedgerNotOpened, LedgerUnavailable, LedgerCorrupt."""
-    if config.ledger.url is None:
-        return SqliteLedger.open(config.ledger.path, now=now)
-    from broker.ledger.postgres import PostgresLedger
-
-    return PostgresLedger.open(config.ledger.url.get_secret_value(), clock=_instead_of_the_databases(now))
-
-
-def ledger_exists(config: Config) -> bool:
-    """Whether the configured ledger has been created. Raises LedgerUnavailable."""
-    if config.ledger.url is None:
-        return config.ledger.path.exists()
-    from broker.ledger.postgres import PostgresLedger
-
-    return PostgresLedger.exists(config.ledger.url.get_secret_value())
-
-
-def upgrade(config: Config, *, now: Now = wall_clock) -> tuple[int, int]:
-    """Create the configured ledger, or bring its schema up to date; the schema's version before (0: none) and after.
-
-    Raises LedgerNotOpened, LedgerUnavailable.
-    """
-    created = not ledger_exists(config)
-    if created:
-        create(config, now=now)
-    if config.ledger.url is None:
-        from broker.ledger.sqlite_file import upgrade_file as upgrade_store
-
-        before, after = upgrade_store(config.ledger.path)
-    else:
-        from broker.ledger.postgres import PostgresLedger
-
-        before, after = PostgresLedger.upgrade(config.ledger.url.get_secret_value())
-    return 0 if created else before, after
-
-
-def ledger_to_verify(config: Config) -> Store:
-    """The configured ledger, for an audit."""
-    if config.ledger.url is None:
-        return SqliteStore(config.ledger.path)
-    from broker.ledger.postgres_audit import PostgresStore
-
-    url = config.ledger.url.get_secret_value()
-    return PostgresStore(url, ledger_place(config))
-
-
-def ledger_place(config: Config) -> str:
-    """Where the ledger is, for people to read: without a password."""
-    if config.ledger.url is None:
-        return str(config.ledger.path)
-    from broker.ledger.postgres import place_of
-
-    return place_of(config.ledger.url.get_secret_value())
-
-
-def _instead_of_the_databases(now: Now) -> Now | None:
-    """Brokers that share a database go by its clock; only a test brings another."""
-    return None if now is wall_clock else now
 
 
 @asynccontextmanager
@@ -189,10 +62,10 @@ async def running(config: Config, *, role: Role = Role.ALL, now: Now = wall_cloc
     writer = Writer(ledger=ledger, loop=loop, on_commit=committed, on_stop=stopped)
     feed = Feed(ledger=ledger, writer=writer, now=now) if Role.CONTROL in role else None
     process = _assemble(config, role=role, ledger=ledger, writer=writer, feed=feed, unusable=unusable, now=now)
-    entry = _Entry(process, role=role, now=now)
+    entry = Entry(process, role=role, now=now)
     upkeep = Upkeep([*_chores(config, process, role), Chore("entry", 1.0, entry.make), Chore("look", 1.0, look)])
     try:
-        await _start(process, entry)
+        await begin(process, entry)
         upkeep.start()
         yield process
     finally:
@@ -348,87 +221,4 @@ def _chores(config: Config, process: Process, role: Role) -> list[Chore]:
     return every
 
 
-async def _start(process: Process, entry: "_Entry") -> None:
-    """Follow the ledger, with every kill in force, then enter what this process begins with.
-
-    When the ledger cannot be written now, that waits: the kill switch is needed most while something is broken.
-    """
-    has_rules = bool(process.ledger.head.registry_hash)
-    if has_rules:
-        await process.broker.admin.catch_up()
-    if process.feed is not None:
-        await process.feed.start()
-        process.provisional.restore()
-    try:
-        await entry.make()
-    except LedgerStopped:
-        raise
-    except LedgerUnavailable as error:
-        if not has_rules:
-            raise
-        log.critical("started_without_writing", error=str(error), internal=error.internal)
-    process.keyring.refresh()
-
-
-class _Entry:
-    """What a process writes to the ledger when it begins: the rules on disk, its keys, and that it started."""
-
-    def __init__(self, process: Process, *, role: Role, now: Now) -> None:
-        self._process = process
-        self._role = role
-        self._now = now
-        self._made = False
-
-    async def make(self) -> None:
-        """Write it, unless that is done. Raises LedgerUnavailable, and ConfigurationInvalid for files that do not load
-        on a ledger without rules.
-        """
-        if self._made:
-            return
-        if Role.CONTROL in self._role:
-            await self._load_files()
-            await self._process.chores.keys()
-        await self._process.broker.admin.catch_up()
-        await self._process.writer.submit(Started(self._role.name or "all", _version()))
-        self._made = True
-
-    async def _load_files(self) -> None:
-        """Put the files on disk in force. With files that do not load, the last committed rules stay for the kill
-        switch, and issuance stops; on a ledger that has none, the process cannot start.
-        """
-        admin, writer = self._process.broker.admin, self._process.writer
-        try:
-            loaded = await asyncio.to_thread(admin.read_files)
-        except ConfigurationInvalid as error:
-            if not self._process.ledger.head.registry_hash:
-                raise
-            problems = [str(problem) for problem in error.problems] or [error.sentence]
-            log.critical("registry_invalid", problems=problems)
-            why = f"{error.sentence} Mend the files and reload."
-            await writer.submit(Together([RefuseReload("all", problems, "taskpass"), StopIssuance(why)]))
-            return
-        await writer.submit(Together([*admin.commands(loaded, "taskpass", "start"), StopIssuance(None)]))
-        for problem in loaded.registry.problems(self._now()):
-            log.warning("agent_blocked", problem=str(problem))
-
-
-def _version() -> str:
-    try:
-        return version("taskpass")
-    except PackageNotFoundError:
-        return "0+unknown"
-
-
-__all__ = [
-    "Process",
-    "Role",
-    "create",
-    "ledger_exists",
-    "ledger_place",
-    "ledger_to_verify",
-    "open_ledger",
-    "running",
-    "sealer_of",
-    "upgrade",
-    "wall_clock",
-]
+__all__ = ["Process", "Role", "running"]

@@ -160,8 +160,8 @@ def _policies(config: "Config") -> Iterator[Finding]:
 
 
 def _keys(config: "Config") -> Iterator[Finding]:
-    from broker.app import sealer_of
     from broker.errors import ConfigurationInvalid
+    from broker.stores import sealer_of
 
     try:
         sealer_of(config)
@@ -196,8 +196,8 @@ def _ledger(config: "Config") -> Iterator[Finding]:
 
 
 def _database(config: "Config") -> Finding:
-    from broker.app import ledger_place, open_ledger
     from broker.errors import TaskpassError
+    from broker.stores import ledger_place, open_ledger
 
     try:
         ledger = open_ledger(config)

@@ -46,9 +46,9 @@ def ledger() -> None:
 )
 def create(config_path: Path | None) -> None:
     """Create the ledger that the configuration names, with its first signing keys. Never touches an existing one."""
-    from broker.app import create as create_ledger
-    from broker.app import ledger_place
     from broker.config import load_config
+    from broker.stores import create as create_ledger
+    from broker.stores import ledger_place
 
     config = load_config(config_path or configuration_file())
     create_ledger(config)
@@ -220,8 +220,8 @@ def _store_of(file: Path) -> "tuple[Store, str]":
 
 
 def _configured_ledger() -> "tuple[Store, str]":
-    from broker.app import ledger_place, ledger_to_verify
     from broker.config import load_config
+    from broker.stores import ledger_place, ledger_to_verify
 
     config = load_config(configuration_file())
     return ledger_to_verify(config), ledger_place(config)

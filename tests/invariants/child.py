@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from broker import processes
-from broker.app import Role, wall_clock
+from broker.app import Role
 from broker.config import load_config
+from broker.stores import wall_clock
 from tests.invariants import failpoints
 
 CLOCK_OFFSET_MS = "INVARIANTS_CLOCK_OFFSET_MS"

@@ -19,10 +19,10 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from broker.app import create
 from broker.cli.init import write_skeleton
 from broker.config import Config, load_config
 from broker.jose import Signer
+from broker.stores import create
 from tests.invariants.checker import Introspected, Killing, Token, Transcript
 
 IDP = "https://idp.example.com"

@@ -10,10 +10,11 @@ import httpx2
 import orjson
 import pytest
 
-from broker.app import Process, running, wall_clock
+from broker.app import Process, running
 from broker.ledger import views
 from broker.ledger.sqlite import SqliteLedger
 from broker.model import OperatorCaller
+from broker.stores import wall_clock
 from broker.wire import Cursor, KillMap
 from tests.invariants.checker import Transcript, check, check_continues, read_ledger
 from tests.invariants.kit import AUDIENCES, Client, Site
