@@ -107,6 +107,14 @@ class Tx(Protocol):
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
         """Run one portable statement with `?` placeholders."""
 
+    def put(self, sql: str, params: Sequence[Any] = ()) -> None:
+        """Run a write whose result is not looked at. A store may put it off until something reads its table, so one
+        that cannot be made raises here or later, but before the commit.
+        """
+
+    def claim(self, sql: str, params: Sequence[Any]) -> bool:
+        """Run an `INSERT ... ON CONFLICT DO NOTHING` whose first column is its key: whether the row is new."""
+
 
 class Command(Protocol):
     """One requested write: guards, event and projection together.

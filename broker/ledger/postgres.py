@@ -31,9 +31,10 @@ from broker.ledger import (
 )
 from broker.ledger.heads import SELECT_HEAD, LastSeen, Seen, Stored, head_of, leaf_at, look
 from broker.ledger.postgres_link import Link, is_damage, is_missing_table, is_store_fault
+from broker.ledger.postgres_puts import Key
 from broker.ledger.postgres_schema import create_schema, is_ledger, recognise, upgrade_schema
 from broker.ledger.postgres_watch import Watch
-from broker.ledger.transaction import Outcome, Poisoned, begin_history, run
+from broker.ledger.transaction import Again, Outcome, Poisoned, begin_history, run
 
 TURN_TIMEOUT_S: Final = 1.0
 WRITE_S: Final = 1.2
@@ -45,6 +46,8 @@ LOOK_UP_S: Final = 1.0
 _SILENCE_S: Final = 2.0
 _PAUSE_S: Final = 0.2
 _IDLE_READERS: Final = 8
+_GOOD_FAITH: Final = 3
+"""How often a batch may turn out to hold a proof that was spent before. The second time, others were just quicker."""
 _CREATE_S: Final = 30.0
 
 _CLOCK: Final = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
@@ -177,10 +180,7 @@ class PostgresLedger:
         with self._writing:
             self._refuse_for_now()
             try:
-                try:
-                    return self._transact(commands, priority=priority, isolate=False)
-                except Poisoned:
-                    return self._transact(commands, priority=priority, isolate=True)
+                return self._in_one_go(commands, priority=priority)
             except LedgerStopped as error:
                 raise self._seen.stop(error)  # noqa: B904  (it is the same error)
             except psycopg.Error as error:
@@ -223,9 +223,19 @@ class PostgresLedger:
 
     # --- Writing ------------------------------------------------------------------------------------------------------
 
-    def _transact(self, commands: Sequence[Command], *, priority: bool, isolate: bool) -> list[Any]:
+    def _in_one_go(self, commands: Sequence[Command], *, priority: bool) -> list[Any]:
+        """The whole batch with as few exchanges as can be; where that does not work out, one command at a time."""
+        taken: set[Key] = set()
+        with suppress(Poisoned):
+            for _ in range(_GOOD_FAITH):
+                with suppress(Again):
+                    return self._transact(commands, priority=priority, isolate=False, taken=taken)
+        return self._transact(commands, priority=priority, isolate=True, taken=taken)
+
+    def _transact(self, commands: Sequence[Command], *, priority: bool, isolate: bool, taken: set[Key]) -> list[Any]:
         self._settle_earlier()
         link, turn = self._take_turn(priority=priority)
+        link.put_off(taken, eager=isolate)
         try:
             seen = self._seen.compare(link, self._seen.now, turn.stored)
             now = self._clock() if self._clock else turn.now

@@ -59,6 +59,18 @@ class _Session:
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
         return self._connection.execute(sql, params)
 
+    def put(self, sql: str, params: Sequence[Any]) -> None:
+        self._connection.execute(sql, params)
+
+    def claim(self, sql: str, params: Sequence[Any]) -> bool:
+        return self._connection.execute(sql, params).rowcount == 1
+
+    def settle(self) -> None:
+        """Nothing is ever put off: a statement costs microseconds here."""
+
+    def discard(self) -> None:
+        """Nothing to forget."""
+
     def insert_events(self, events: Sequence[StagedEvent]) -> None:
         self._connection.executemany("INSERT INTO events (seq, bytes, leaf) VALUES (?, ?, ?)", events)
 

@@ -32,6 +32,18 @@ class Session(Queries, Protocol):
     def total_changes(self) -> int:
         """Grows with every row that a statement changed."""
 
+    def put(self, sql: str, params: Sequence[Any]) -> None:
+        """See `broker.ledger.Tx.put`."""
+
+    def claim(self, sql: str, params: Sequence[Any]) -> bool:
+        """See `broker.ledger.Tx.claim`. May raise Again, now or when it is settled."""
+
+    def settle(self) -> None:
+        """Do what was put off. Raises what it would have raised then, or Again."""
+
+    def discard(self) -> None:
+        """Forget what was put off and not settled."""
+
     def insert_events(self, events: Sequence[StagedEvent]) -> None:
         """Store events, all in one exchange."""
 
@@ -44,6 +56,10 @@ class Session(Queries, Protocol):
 
 class Poisoned(Exception):
     """A command of the batch raised: undo all, and find out which."""
+
+
+class Again(Exception):
+    """Nothing is wrong: undo all, and run the batch once more. The store has learned something meanwhile."""
 
 
 class Transaction:
@@ -76,11 +92,22 @@ class Transaction:
         self._session.check()
         return self._session.execute(sql, params)
 
+    def put(self, sql: str, params: Sequence[Any] = ()) -> None:
+        """See `broker.ledger.Tx`."""
+        self._session.put(sql, params)
+
+    def claim(self, sql: str, params: Sequence[Any]) -> bool:
+        """See `broker.ledger.Tx`."""
+        self._session.check()
+        return self._session.claim(sql, params)
+
     def apply_all(self, commands: Sequence[Command]) -> list[Any]:
         """All commands, without savepoints: almost always none raises. If one does, raises Poisoned."""
         try:
             results = [command.apply(self) for command in commands]
             self._check()
+        except Again:
+            raise
         except Exception as error:
             if self._session.is_store_fault(error):
                 raise
@@ -97,6 +124,7 @@ class Transaction:
         except Exception as error:  # whatever it is, it belongs to this command's caller
             if self._session.is_store_fault(error):
                 raise
+            self._session.discard()
             self._session.execute("ROLLBACK TO SAVEPOINT command")
             self.head = head
             del self.staged[staged:]
@@ -120,8 +148,9 @@ class Transaction:
         return after
 
     def _check(self) -> None:
-        """Refuse what no command may leave behind: a head of its own making, or no transaction."""
+        """Refuse what no command may leave behind: a head of its own making, no transaction, rows that do not fit."""
         self._session.check()
+        self._session.settle()
         head, before = self.head, self._before
         if (head.epoch, head.time, head.size) != (before.epoch, before.time, before.size + len(self.staged)):
             raise ValueError("a command changed the head's epoch, time or size")

@@ -146,13 +146,13 @@ class Issue:
         if asked.task is None:
             body["task"], body["implicit"] = issued.task, True
         tx.append("issued", {**body, **self.verdict.body(), "jti": issued.jti, "kid": kid, "iat": iat, "exp": exp})
-        tx.execute(
+        tx.put(
             "INSERT INTO grants (seq, task, agent, resource, audience, kid, expires) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (seq, issued.task, asked.agent, ask.resource, self.audience, kid, exp * 1000),
         )
         if asked.task is not None:
-            tx.execute("INSERT INTO task_events (task, seq) VALUES (?, ?)", (asked.task, seq))
-            tx.execute(
+            tx.put("INSERT INTO task_events (task, seq) VALUES (?, ?)", (asked.task, seq))
+            tx.put(
                 "UPDATE tasks SET last_expiry = ? WHERE id = ? AND last_expiry < ?",
                 (exp * 1000, asked.task, exp * 1000),
             )
@@ -285,7 +285,7 @@ def _replayed(tx: Tx, asked: Asked) -> Refused:
 def _tell_task(tx: Tx, asked: Asked, seq: int) -> None:
     """Make the event part of the story of the caller's own task: another agent's is none of its business."""
     if asked.task is not None:
-        tx.execute(
+        tx.put(
             "INSERT INTO task_events (task, seq) SELECT id, ? FROM tasks WHERE id = ? AND agent = ?",
             (seq, asked.task, asked.agent),
         )

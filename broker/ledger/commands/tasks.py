@@ -97,12 +97,12 @@ class OpenTask:
         }
         tx.append("task.opened", {key: value for key, value in body.items() if value is not None})
         due = deadline if self.heartbeat_ms is None else min(deadline, tx.now + self.heartbeat_ms)
-        tx.execute(
+        tx.put(
             "INSERT INTO tasks (id, agent, state, opened_seq, opened, deadline, heartbeat_ms, due, parent, trigger)"
             " VALUES (?, ?, 'active', ?, ?, ?, ?, ?, ?, ?)",
             (task, self.caller.id, seq, tx.now, deadline, self.heartbeat_ms, due, self.parent, self.trigger),
         )
-        tx.execute("INSERT INTO task_events (task, seq) VALUES (?, ?)", (task, seq))
+        tx.put("INSERT INTO task_events (task, seq) VALUES (?, ?)", (task, seq))
         return TaskOpened(task, seq, tx.now, deadline)
 
     def _body(self) -> dict[str, Any]:
@@ -194,11 +194,11 @@ def descendants(tx: Tx | Reader, roots: Sequence[str]) -> list[str]:
 def close_rows(tx: Tx, tasks: Sequence[str], state: TaskState, seq: int, reason: str) -> None:
     """Move active tasks to a final state, at position `seq`."""
     for task in tasks:
-        tx.execute(
+        tx.put(
             "UPDATE tasks SET state = ?, ended_seq = ?, ended = ?, end_reason = ? WHERE id = ? AND state = 'active'",
             (state.value, seq, tx.now, reason, task),
         )
-        tx.execute("INSERT INTO task_events (task, seq) VALUES (?, ?) ON CONFLICT DO NOTHING", (task, seq))
+        tx.put("INSERT INTO task_events (task, seq) VALUES (?, ?) ON CONFLICT DO NOTHING", (task, seq))
 
 
 def finish(tx: Tx, task: str, agent: str, state: TaskState, reason: str) -> TaskOver:
@@ -213,13 +213,13 @@ def finish(tx: Tx, task: str, agent: str, state: TaskState, reason: str) -> Task
     seq = tx.append(event, body)
     close_rows(tx, family, state, seq, reason)
     if live:
-        tx.execute(
+        tx.put(
             "INSERT INTO kills (seq, id, target, value, at, actor, reason, tasks, floor)"
             " VALUES (?, ?, 'task', ?, ?, ?, ?, ?, ?)",
             (seq, make_id("end", tx.epoch, seq), task, tx.now, agent, reason, len(family), tx.head.floor),
         )
         for member in family:
-            tx.execute("INSERT INTO kill_matches (seq, kind, value) VALUES (?, ?, ?)", (seq, Match.TASK.value, member))
+            tx.put("INSERT INTO kill_matches (seq, kind, value) VALUES (?, ?, ?)", (seq, Match.TASK.value, member))
     return TaskOver(task, state, seq, tx.now, fresh=True, live=live)
 
 
