@@ -23,6 +23,7 @@ __all__ = [
     "Head",
     "Ledger",
     "LedgerCorrupt",
+    "LedgerMoved",
     "LedgerNotOpened",
     "LedgerShrunk",
     "LedgerStopped",
@@ -58,6 +59,8 @@ class Head:
     active_kid: str = ""
     issuance_stopped: str = ""
     floor: int = 0
+    archived: int = 0  # the bytes of events before this position are in the archive
+    sealed: str = ""  # `moved` or `copy`: why no broker may use this store; else empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,11 @@ class Ledger(Protocol):
     def read(self) -> AbstractContextManager[Reader]:
         """A snapshot for as long as the context lasts. Raises LedgerUnavailable."""
 
+    def clock(self) -> int:
+        """The store's clock, in ms, as near as it can be told without asking: the database's where brokers share one,
+        else the host's. May step back. Ledger time is this, but never less than `head.time`.
+        """
+
     def data_version(self) -> int:
         """A number that changes when anyone has committed. Costs microseconds, so it can be polled."""
 
@@ -187,6 +195,10 @@ class LedgerCorrupt(LedgerStopped):
 
 class LedgerShrunk(LedgerStopped):
     """The ledger under this process was rolled back, forked, replaced, or moved to another epoch."""
+
+
+class LedgerMoved(LedgerStopped):
+    """The ledger was exported to go on elsewhere: this store takes nothing more, for good."""
 
 
 class LedgerNotOpened(TaskpassError):

@@ -44,6 +44,19 @@ EVENT_TYPES = _table(
     (
         # --- the ledger and the process
         _type("ledger.created", "The ledger begins: its epoch, format and checkpoint origin.", "epoch format origin"),
+        _type(
+            "ledger.restored",
+            "An operator accepted a ledger that was rolled back: a new epoch begins here. What was kept of the history"
+            " that was lost is named as [size, root]; everything issued before is killed.",
+            "epoch previous abandoned kids actor reason",
+        ),
+        _type("ledger.moved", "The last event here: the ledger was exported, and goes on elsewhere.", "actor reason"),
+        _type("ledger.arrived", "The ledger goes on in this store, from an export of this size.", "size root kind"),
+        _type(
+            "ledger.archived",
+            "The bytes of all events before a position are in the archive, where they were read back and compared.",
+            "before root",
+        ),
         _type("broker.started", "A broker process began to serve.", "role version"),
         _type(
             "registry.loaded", "Another registry is in force, and what it changes.", "hash diff actor", "reason more"

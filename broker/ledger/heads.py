@@ -10,9 +10,14 @@ from copy import copy
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol
 
-from broker.ledger import Cursor, Head, LedgerCorrupt, LedgerShrunk, LedgerStopped
+from broker.ledger import Cursor, Head, LedgerCorrupt, LedgerMoved, LedgerShrunk, LedgerStopped
 from broker.ledger.events import parse
 from broker.ledger.merkle import Frontier, leaf_hash
+
+MOVED: Final = "moved"
+"""`Head.sealed` of a ledger that goes on elsewhere: every process on it stops, and none can start."""
+COPY: Final = "copy"
+"""`Head.sealed` of what was imported from a copy: it serves only after the procedure for a restored ledger."""
 
 _FIELDS: Final = tuple(Head.__dataclass_fields__)  # the columns have the same names, in the same order
 _VALUES: Final = attrgetter(*_FIELDS)
@@ -72,10 +77,12 @@ class LastSeen:
         """Read the head, unless it has been (`stored`), and refuse one that does not continue `since`.
 
         `since` is `now` as it was before the snapshot was taken: a commit between the two must not look like a
-        roll-back. Raises LedgerShrunk, and LedgerCorrupt when there is no head.
+        roll-back. Raises LedgerShrunk, LedgerMoved, and LedgerCorrupt when there is no head.
         """
         head, frontier = stored or read_head(queries)
         old = since.head
+        if head.sealed == MOVED:
+            raise self.stop(LedgerMoved("This ledger was exported, to go on elsewhere: it is not used here any more."))
         if head.epoch != old.epoch or head.size < old.size or head.time < old.time:
             raise self.stop(
                 LedgerShrunk(f"The ledger went from {old.epoch}:{old.size} to {head.epoch}:{head.size} under us.")

@@ -5,7 +5,7 @@ Two stores, one logic: a store brings a `Session` (a connection inside a transac
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from secrets import token_hex
 from typing import Any, Final, Protocol
 
@@ -101,6 +101,12 @@ class Transaction:
         self._session.check()
         return self._session.claim(sql, params)
 
+    def begin_epoch(self) -> str:
+        """From the next event on positions belong to a new epoch, which is returned. For restored ledgers only."""
+        self.epoch = self.head.epoch = token_hex(4)
+        self._before = replace(self._before, epoch=self.epoch)
+        return self.epoch
+
     def apply_all(self, commands: Sequence[Command]) -> list[Any]:
         """All commands, without savepoints: almost always none raises. If one does, raises Poisoned."""
         try:
@@ -116,7 +122,7 @@ class Transaction:
 
     def apply_alone(self, command: Command) -> Any:  # noqa: ANN401
         """Apply one command; if it raises, undo it and return what it raised."""
-        head, staged = copy(self.head), len(self.staged)
+        head, staged, before = copy(self.head), len(self.staged), self._before
         self._session.execute("SAVEPOINT command")
         try:
             outcome = command.apply(self)
@@ -126,7 +132,7 @@ class Transaction:
                 raise
             self._session.discard()
             self._session.execute("ROLLBACK TO SAVEPOINT command")
-            self.head = head
+            self.head, self._before, self.epoch = head, before, before.epoch
             del self.staged[staged:]
             self.scratch.clear()
             outcome = error

@@ -202,6 +202,8 @@ class _Audit:
         report.time = max(report.time, event.t)
         if seq == 0:
             self._genesis(event)
+        elif event.type == "ledger.restored":
+            report.epoch = str(event.body.get("epoch"))
         elif event.type in self._in_force:
             self._in_force[event.type] = str(event.body.get("hash"))
         elif event.type == "key.published" and event.body.get("purpose") == "checkpoint":
