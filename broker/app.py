@@ -20,9 +20,11 @@ from broker.ledger.writer import Writer
 from broker.rules import RulesInForce
 from broker.service import Admin, Broker, Callers, Evidence, Issuance, KillSwitch, Refusals, Tasks
 from broker.service.task_facts import TaskFactsReader
+from broker.signals import Signals
+from broker.signals.attempts import Attempts
 from broker.startup import Entry, Process, Role, begin
 from broker.stops import Stops
-from broker.stores import open_ledger, sealer_of, wall_clock
+from broker.stores import open_ledger, sealer_of, signals_of, wall_clock
 from broker.upkeep import Chore, Chores, Upkeep
 from broker.web.app import WebSettings, create_app
 from broker.web.feed import Feed
@@ -60,16 +62,21 @@ async def running(config: Config, *, role: Role = Role.ALL, now: Now = wall_cloc
             stopped(why)
 
     writer = Writer(ledger=ledger, loop=loop, on_commit=committed, on_stop=stopped)
-    feed = Feed(ledger=ledger, writer=writer, now=now) if Role.CONTROL in role else None
-    process = _assemble(config, role=role, ledger=ledger, writer=writer, feed=feed, unusable=unusable, now=now)
+    signals = signals_of(config)
+    feed = Feed(ledger=ledger, writer=writer, now=now, tell=signals.tell) if Role.CONTROL in role else None
+    process = _assemble(
+        config, role=role, ledger=ledger, writer=writer, feed=feed, signals=signals, unusable=unusable, now=now
+    )
     entry = Entry(process, role=role, now=now)
     upkeep = Upkeep([*_chores(config, process, role), Chore("entry", 1.0, entry.make), Chore("look", 1.0, look)])
     try:
         await begin(process, entry)
+        await signals.start(feed.poke if feed is not None else None)
         upkeep.start()
         yield process
     finally:
         await upkeep.stop()
+        await signals.close()
         if feed is not None:
             await feed.stop()
         try:
@@ -87,6 +94,7 @@ def _assemble(
     ledger: OpenLedger,
     writer: Writer,
     feed: Feed | None,
+    signals: Signals,
     unusable: "asyncio.Future[LedgerStopped]",
     now: Now,
 ) -> Process:
@@ -167,6 +175,7 @@ def _assemble(
         broker=broker,
         keyring=keyring,
         feed=feed,
+        attempts=Attempts(limit=config.limits.failures_per_minute, signals=signals),
         settings=WebSettings(
             issuer=iss,
             control_url=config.control_url,

@@ -79,6 +79,13 @@ def _database(value: SecretStr) -> SecretStr:
     return value
 
 
+def _redis(value: SecretStr) -> SecretStr:
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname or parts.query:
+        raise ValueError("must be a URL such as rediss://user@host:6379/0")
+    return value
+
+
 Listen = Annotated[str, AfterValidator(_listen)]
 PublicUrl = Annotated[str, AfterValidator(public_url)]
 
@@ -225,6 +232,44 @@ class LimitsSection(_Section):
         description="Refusals before authentication are written to the ledger as counts per reason, once per this many "
         "seconds.",
     )
+    failures_per_minute: int = Field(
+        default=1_200,
+        ge=0,
+        le=1_000_000,
+        description="How many requests from one address (IPv6: one /64) may fail to prove an identity within a minute "
+        "before the next are answered 429 until it is over. Kills never are, nor is loopback. 0: no limit. Behind a "
+        "proxy set `serve.trusted_proxies`, or all clients share its address.",
+    )
+
+
+class SignalsSection(_Section):
+    """What brokers tell each other, and can do without."""
+
+    url: Annotated[SecretStr, AfterValidator(_redis)] | None = Field(
+        default=None,
+        description="The Redis that several brokers share: `rediss://user@host:6379/0`, or `redis://` without TLS. "
+        "Without it every broker looks into the ledger by itself and counts for itself.",
+    )
+    password: SecretStr | None = Field(
+        default=None, description="Its password, if it is not in the URL; meant for the environment."
+    )
+    password_file: Path | None = Field(
+        default=None, description="File with that password, on one line, readable by its owner only."
+    )
+    ca_file: Path | None = Field(
+        default=None,
+        description="With `rediss://`: certificate authorities for it, in PEM. Default: the system's.",
+    )
+
+    @model_validator(mode="after")
+    def _one_password(self) -> "SignalsSection":
+        given = [name for name in ("password", "password_file") if getattr(self, name) is not None]
+        if self.url is None:
+            if given or self.ca_file is not None:
+                raise ValueError("there is no url for what else is given")
+        elif len(given) + (urlsplit(self.url.get_secret_value()).password is not None) > 1:
+            raise ValueError("give the password once: in url, password or password_file")
+        return self
 
 
 class LogSection(_Section):
@@ -260,6 +305,7 @@ class Config(BaseSettings):
     tokens: TokensSection = TokensSection()
     tasks: TasksSection = TasksSection()
     limits: LimitsSection = LimitsSection()
+    signals: SignalsSection = SignalsSection()
     log: LogSection = LogSection()
 
     @classmethod

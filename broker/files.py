@@ -18,3 +18,10 @@ def read_regular(path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise ValueError(f"larger than {limit} bytes")
     return data
+
+
+def read_secret(path: Path, limit: int = 4_096) -> str:
+    """The text of a file that only its owner may read, without space around it. Raises OSError, ValueError."""
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ValueError(f"is open to others; run: chmod 600 {path}")
+    return read_regular(path, limit).decode().strip()

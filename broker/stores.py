@@ -5,15 +5,19 @@ open_ledger(config)     the ledger, to be used by a broker or by a command besid
 """
 
 import time
+from pathlib import Path
 
 from broker.config import Config
-from broker.errors import ConfigurationInvalid
+from broker.errors import ConfigurationInvalid, Problem
+from broker.files import read_secret
 from broker.keys import Keyring, Sealer
 from broker.ledger import Now, OpenLedger
 from broker.ledger.commands.admin import FirstKeys, PublishNextKey
 from broker.ledger.sqlite import SqliteLedger
 from broker.ledger.sqlite_audit import SqliteStore
 from broker.ledger.verify import Store
+from broker.signals import Signals
+from broker.signals.memory import MemorySignals
 
 __all__ = [
     "create",
@@ -22,6 +26,8 @@ __all__ = [
     "ledger_to_verify",
     "open_ledger",
     "sealer_of",
+    "secret_in",
+    "signals_of",
     "upgrade",
     "wall_clock",
 ]
@@ -66,6 +72,29 @@ def open_ledger(config: Config, *, now: Now = wall_clock) -> OpenLedger:
     from broker.ledger.postgres import PostgresLedger
 
     return PostgresLedger.open(config.ledger.url.get_secret_value(), clock=_instead_of_the_databases(now))
+
+
+def signals_of(config: Config) -> Signals:
+    """What tells this process of the other brokers. Raises ConfigurationInvalid."""
+    section = config.signals
+    if section.url is None:
+        return MemorySignals()
+    from broker.signals.redis import RedisPlace, RedisSignals
+
+    password = section.password.get_secret_value() if section.password is not None else None
+    if section.password_file is not None:
+        password = secret_in(section.password_file, "signals.password_file")
+    place = RedisPlace(section.url.get_secret_value(), password, section.ca_file)
+    return RedisSignals(place, ledger=config.ledger_origin)
+
+
+def secret_in(path: Path, key: str) -> str:
+    """The secret in the file that a key of the configuration names. Raises ConfigurationInvalid."""
+    try:
+        return read_secret(path)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigurationInvalid(f"{key} cannot be used.", problems=[Problem(f"{path}: {why}")]) from error
 
 
 def ledger_exists(config: Config) -> bool:

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from broker.errors import Malformed, NotFound, TaskpassError
 from broker.keys import Keyring
 from broker.service import Broker
+from broker.signals.attempts import Attempts
 from broker.web import audit, oauth, operator, revocations, tasks
 from broker.web.feed import Feed
 from broker.web.guards import check_guards, guard, record
@@ -42,6 +43,7 @@ def create_app(
     broker: Broker,
     keyring: Keyring,
     feed: Feed | None,
+    attempts: Attempts,
     settings: WebSettings,
     scopes: Callable[[], set[str]],
     ready: Callable[[], list[str]],
@@ -62,9 +64,10 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.broker, app.state.keyring, app.state.feed = broker, keyring, feed
+    app.state.attempts = attempts
     app.state.settings, app.state.scopes, app.state.ready = settings, scopes, ready
     if tokens:
-        app.token_endpoint = oauth.TokenEndpoint(broker, max_body=settings.max_body)
+        app.token_endpoint = oauth.TokenEndpoint(broker, attempts, max_body=settings.max_body)
         app.router.routes.insert(0, Route(_TOKEN, app.token_endpoint, methods=["POST"]))
     app.include_router(oauth.router)
     app.include_router(tasks.router)

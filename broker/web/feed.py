@@ -67,10 +67,14 @@ class Listener:
 class Feed:
     """Follows the ledger and tells every listener."""
 
-    def __init__(self, *, ledger: Ledger, writer: Writer, now: Callable[[], int]) -> None:
+    def __init__(
+        self, *, ledger: Ledger, writer: Writer, now: Callable[[], int], tell: Callable[[int], None] | None = None
+    ) -> None:
+        """`tell` is told of the position whenever kills were found, for feeds that look elsewhere."""
         self._ledger = ledger
         self._writer = writer
         self._now = now
+        self._tell = tell
         self._listeners: dict[str, Listener] = {}
         self._provisional: dict[str, FeedKill] = {}
         self._position = -1
@@ -99,7 +103,7 @@ class Feed:
                 await task
 
     def poke(self) -> None:
-        """This process committed: look now, not at the next poll."""
+        """This process committed, or another may have: look now, not at the next poll."""
         self._poke.set()
 
     # --- What listeners get -------------------------------------------------------------------------------------------
@@ -224,6 +228,8 @@ class Feed:
                 for listener in self._listeners.values():
                     listener.owed[kill.seq] = times[kill.seq]
             self._broadcast(_kill_event(head.epoch, kill))
+        if kills and self._tell is not None:
+            self._tell(self._position)
 
     def _broadcast(self, event: bytes) -> None:
         for listener in list(self._listeners.values()):

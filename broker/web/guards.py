@@ -12,10 +12,11 @@ from typing import Annotated
 from fastapi import Depends, Request
 from starlette.routing import BaseRoute, Route
 
-from broker.errors import Forbidden, NotFound, TaskpassError
+from broker.errors import Forbidden, NotAuthenticated, NotFound, TaskpassError
 from broker.model import Caller
 from broker.service import Broker
 from broker.service.callers import kind_of
+from broker.signals.attempts import Attempts
 
 AGENT, VERIFIER, OPERATOR = "agent", "verifier", "operator"
 ANY = frozenset({AGENT, VERIFIER, OPERATOR})
@@ -93,11 +94,28 @@ async def guard(request: Request) -> None:
     row = GUARDS[request.method, path]
     if row.kinds is None:
         return
-    caller = request.state.caller = await broker.callers.authenticate(bearer(request), even_late=row.kills)
+    caller = await authenticated(request, bearer(request), kills=row.kills)
     if kind_of(caller) not in row.kinds:
         raise Forbidden(f"This is for {' and '.join(sorted(row.kinds))}s; you are {kind_of(caller)} {caller.id}.")
     if not row.spends:
         await broker.callers.spend(caller, path, even_unrecorded=row.kills)
+
+
+async def authenticated(request: Request, token: str | None, *, kills: bool = False) -> Caller:
+    """The caller, left in the request's state; its proof is not spent. An address that failed too often waits, but for
+    a kill. Raises NotAuthenticated, TooManyAttempts, Unavailable.
+    """
+    broker: Broker = request.app.state.broker
+    attempts: Attempts = request.app.state.attempts
+    address = request.client.host if request.client is not None else None
+    if not kills:
+        attempts.admit(address)
+    try:
+        caller = request.state.caller = await broker.callers.authenticate(token, even_late=kills)
+    except NotAuthenticated:
+        attempts.failed(address)
+        raise
+    return caller
 
 
 async def record(request: Request, error: TaskpassError) -> None:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from broker.errors import Malformed, NotAuthenticated, NotFound, TaskpassError, UnauthorizedClient
+from broker.errors import InvalidGrant, Malformed, NotAuthenticated, NotFound, TaskpassError, UnauthorizedClient
 from broker.model import AgentCaller, Caller, Selector, Target
 from broker.service import Broker
 from broker.service.asks import (
@@ -24,11 +24,14 @@ from broker.service.asks import (
     read_token_request,
 )
 from broker.service.issuance import TokenAnswer
-from broker.web.guards import bearer, record
+from broker.signals.attempts import Attempts
+from broker.web.guards import authenticated, bearer, record
 from broker.web.http import json_answer, oauth_error, parse_form, read_form, unforeseen
 from issuers.access_token import details
 
 _TOKEN_HEADERS = [(b"content-type", b"application/json"), (b"cache-control", b"no-store"), (b"pragma", b"no-cache")]
+_PROVED_NOTHING = (Malformed, NotAuthenticated, InvalidGrant)
+"""Refusals of a token request, when no decision is recorded with them: its sender is unknown."""
 
 router = APIRouter()
 
@@ -36,15 +39,20 @@ router = APIRouter()
 class TokenEndpoint:
     """`POST /oauth2/token` as an ASGI application."""
 
-    def __init__(self, broker: Broker, *, max_body: int) -> None:
+    def __init__(self, broker: Broker, attempts: Attempts, *, max_body: int) -> None:
         self._broker = broker
+        self._attempts = attempts
         self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one token request."""
+        address = scope["client"][0] if scope.get("client") else None
         try:
+            self._attempts.admit(address)
             answer = await self._broker.issuance.issue(await self._request(scope, receive))
         except TaskpassError as error:
+            if isinstance(error, _PROVED_NOTHING) and error.decision_id is None:
+                self._attempts.failed(address)
             await oauth_error(error)(scope, receive, send)
             return
         except Exception as error:  # noqa: BLE001  (rendered as a 500 that leaks nothing)
@@ -122,7 +130,7 @@ async def _client(request: Request, form: dict[str, str]) -> Caller:
         CLIENT_ASSERTION_SPIFFE,
     ):
         raise Malformed(f"client_assertion_type must be {CLIENT_ASSERTION_JWT}.")
-    caller = request.state.caller = await broker.callers.authenticate(header or assertion)
+    caller = await authenticated(request, header or assertion)
     if form.get("client_id") not in (None, caller.id):
         raise NotAuthenticated("client_id names another client than the assertion.")
     await broker.callers.spend(caller, request.scope["route"].path)
