@@ -10,7 +10,7 @@ Everything specific to PostgreSQL is in the `postgres*` modules; time is the dat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from copy import copy
 from typing import Any, Final, NamedTuple, NoReturn, Self
 from urllib.parse import urlsplit
@@ -32,29 +32,25 @@ from broker.ledger import (
 from broker.ledger.heads import SELECT_HEAD, LastSeen, Seen, Stored, head_of, leaf_at, look
 from broker.ledger.postgres_link import Link, is_damage, is_missing_table, is_store_fault
 from broker.ledger.postgres_puts import Key
+from broker.ledger.postgres_readers import READ_S, Reach, Readers, patience_s
 from broker.ledger.postgres_schema import create_schema, is_ledger, recognise, upgrade_schema
-from broker.ledger.postgres_watch import Watch
+from broker.ledger.postgres_watch import CLOCK, StoreClock, Watch
 from broker.ledger.transaction import Again, Outcome, Poisoned, begin_history, run
 
 TURN_TIMEOUT_S: Final = 1.0
 WRITE_S: Final = 1.2
 """All of one batch up to its COMMIT. Short, as on SQLite, so that a kill behind it still hears in time."""
-READ_S: Final = 1.2
-"""From taking a snapshot to the end of each query."""
 LOOK_UP_S: Final = 1.0
 """How long an unknown outcome is looked up before the callers hear that it is unknown."""
 _SILENCE_S: Final = 2.0
-_PAUSE_S: Final = 0.2
-_IDLE_READERS: Final = 8
 _GOOD_FAITH: Final = 3
 """How often a batch may turn out to hold a proof that was spent before. The second time, others were just quicker."""
 _CREATE_S: Final = 30.0
 
-_CLOCK: Final = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _TURN: Final = (
     # Ordinary writers queue behind one another, so that at most one of them is between a kill and the head.
     "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({lock}, 1);"
-    " SELECT pg_advisory_xact_lock_shared({lock}, 2); " + SELECT_HEAD + " FOR UPDATE; " + _CLOCK + ","
+    " SELECT pg_advisory_xact_lock_shared({lock}, 2); " + SELECT_HEAD + " FOR UPDATE; " + CLOCK + ","
     " pg_current_xact_id()::text, pg_backend_pid()"
 )
 _PRIORITY_TURN: Final = (
@@ -62,7 +58,7 @@ _PRIORITY_TURN: Final = (
     "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({lock}, 2); "
     + SELECT_HEAD
     + " FOR UPDATE; "
-    + _CLOCK
+    + CLOCK
     + ", pg_current_xact_id()::text, pg_backend_pid()"
 )
 _SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; " + SELECT_HEAD
@@ -96,7 +92,7 @@ class _Reader:
         return copy(self._head)
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
-        self._link.within(READ_S)
+        self._link.within(patience_s())
         return self._link.execute(sql, params)
 
 
@@ -104,8 +100,18 @@ class PostgresLedger:
     """`broker.ledger.Ledger` on PostgreSQL. Made by `create` or `open`."""
 
     def __init__(
-        self, *, connect: Callable[[], Link], clock: Now | None, seen: Seen, origin: str, lock: int, write_s: float
+        self,
+        *,
+        connect: Callable[[], Link],
+        first: Link,
+        clock: Now | None,
+        seen: Seen,
+        origin: str,
+        lock: int,
+        now: int,
+        write_s: float,
     ) -> None:
+        """`first` is a connection at rest, `now` the database's clock a moment ago."""
         self.origin = origin
         self._connect = connect
         self._clock = clock
@@ -116,17 +122,22 @@ class PostgresLedger:
         self._writing = threading.Lock()  # one transaction at a time on the one writing connection
         self._writer: Link | None = None
         self._doubt: _Doubt | None = None
-        self._sharing = threading.Lock()  # guards the idle readers, for moments only
-        self._idle: list[Link] = []
-        self._not_before = 0.0  # monotonic; until then the store is taken to be as unreachable as it just was
-        self._watch = Watch(connect=connect, channel=self._notify.removeprefix("NOTIFY "))
+        self._reach = Reach()
+        self._readers = Readers(connect, first=first)
+        self._store_clock = StoreClock(now)
+        self._watch = Watch(
+            connect=connect,
+            channel=self._notify.removeprefix("NOTIFY "),
+            reach=self._reach,
+            clock=self._store_clock,
+        )
 
     @classmethod
     def create(cls, url: str, *, origin: str, clock: Now | None = None) -> None:
         """Make a new ledger whose checkpoints will begin with `origin`. Raises LedgerNotOpened if there is one."""
         with _administering(url) as link:
             create_schema(link, place_of(url))
-            begin_history(link, now=clock() if clock else link.execute(_CLOCK).fetchone()[0], origin=origin)
+            begin_history(link, now=clock() if clock else link.execute(CLOCK).fetchone()[0], origin=origin)
 
     @classmethod
     def upgrade(cls, url: str) -> tuple[int, int]:
@@ -159,16 +170,22 @@ class PostgresLedger:
         def connect() -> Link:
             return Link.connect(url, lock_ms=int(turn_timeout_s * 1000), idle_ms=int(_SILENCE_S * 1000))
 
-        try:
-            with closing(connect()) as link:
+        with ExitStack() as stack:
+            try:
+                link = stack.enter_context(closing(connect()))
                 link.within(READ_S)
                 link.script("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 recognise(link, place)
                 seen, origin = look(link)
                 (lock,) = link.execute("SELECT 'head'::regclass::oid::int").fetchone()
-        except psycopg.Error as error:
-            raise _unreachable(error, place) from error
-        return cls(connect=connect, clock=clock, seen=seen, origin=origin, lock=lock, write_s=write_s)
+                (now,) = link.execute(CLOCK).fetchone()
+                link.commit()
+            except psycopg.Error as error:
+                raise _unreachable(error, place) from error
+            stack.pop_all()  # from here on the ledger's `close` does it
+            return cls(
+                connect=connect, first=link, clock=clock, seen=seen, origin=origin, lock=lock, now=now, write_s=write_s
+            )
 
     @property
     def head(self) -> Head:
@@ -204,7 +221,12 @@ class PostgresLedger:
         except LedgerCorrupt as error:
             raise self._seen.stop(error)  # noqa: B904  (it is the same error)
         finally:
-            self._give_back(link)
+            if link is not None:
+                self._readers.give_back(link)
+
+    def clock(self) -> int:
+        """See `broker.ledger.Ledger.clock`."""
+        return self._clock() if self._clock else self._store_clock()
 
     def data_version(self) -> int:
         """See `broker.ledger.Ledger.data_version`."""
@@ -214,10 +236,10 @@ class PostgresLedger:
     def close(self) -> None:
         """Let go of all connections. Later calls raise."""
         self._watch.close()
-        with self._writing, self._sharing:
-            for link in (*self._idle, *([] if self._writer is None else [self._writer])):
-                link.close()
-            self._idle.clear()
+        self._readers.close()
+        with self._writing:
+            if self._writer is not None:
+                self._writer.close()
             self._writer = None
             self._seen.close()
 
@@ -261,6 +283,8 @@ class PostgresLedger:
         link.within(self._write_s)
         try:
             *_, head, (now, transaction, backend) = link.script(self._turns[priority])
+            self._store_clock.set(now)
+            self._reach.found()
             return link, _Turn(head_of(head), now, transaction, backend)
         except BaseException as error:
             self._undo(link)
@@ -299,7 +323,7 @@ class PostgresLedger:
                     raise
                 pause = 0.1
             if time.monotonic() + pause > deadline:
-                self._pause()
+                self._reach.lost()
                 raise OutcomeUnknown("It is not known yet whether the ledger recorded this.")
             time.sleep(pause)
         return False
@@ -327,19 +351,10 @@ class PostgresLedger:
     # --- Reading ------------------------------------------------------------------------------------------------------
 
     def _snapshot(self) -> tuple[Link, Stored]:
-        """A connection inside a snapshot, and the head in it. One that died while it was idle is replaced."""
-        link = None
-        while link is None:
-            with self._sharing:
-                if not self._idle:
-                    break
-                link = self._idle.pop()
-            if link.ended():
-                link.close()
-                link = None
-        link = link or self._connect()
+        """A connection inside a snapshot, and the head in it."""
+        link = self._readers.take()
         try:
-            link.within(READ_S)
+            link.within(patience_s())
             (head,) = link.script(_SNAPSHOT)
             return link, head_of(head)
         except BaseException as error:
@@ -347,30 +362,13 @@ class PostgresLedger:
             self._stop_if_gone(error)
             raise
 
-    def _give_back(self, link: Link | None) -> None:
-        if link is None:
-            return
-        with suppress(psycopg.Error):
-            if link.in_transaction:
-                link.within(READ_S)
-                link.script("ROLLBACK")
-            if link.at_rest:
-                with self._sharing:
-                    if len(self._idle) < _IDLE_READERS and not self._seen.stopped:
-                        self._idle.append(link)
-                        return
-        link.close()
-
     # --- Failing ------------------------------------------------------------------------------------------------------
 
     def _refuse_for_now(self) -> None:
         """Fail at once while the store has just been found out of reach: callers must not wait for it in a row."""
         self._seen.refuse_if_stopped()
-        if time.monotonic() < self._not_before:
+        if not self._reach.worth_asking:
             raise LedgerUnavailable("The ledger cannot be used now.", internal="it was out of reach a moment ago")
-
-    def _pause(self) -> None:
-        self._not_before = time.monotonic() + _PAUSE_S
 
     def _stop_if_gone(self, error: BaseException) -> None:
         if is_missing_table(error):
@@ -380,7 +378,7 @@ class PostgresLedger:
         if is_damage(error):
             raise self._seen.stop(LedgerCorrupt("The ledger's database is damaged.", internal=str(error))) from error
         if error.sqlstate is None:
-            self._pause()
+            self._reach.lost()
         raise LedgerUnavailable(
             "The ledger cannot be used now.", internal=f"{type(error).__name__}: {error}"
         ) from error

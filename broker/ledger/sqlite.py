@@ -209,6 +209,10 @@ class SqliteLedger:
         finally:
             self._give_back(connection)
 
+    def clock(self) -> int:
+        """See `broker.ledger.Ledger.clock`."""
+        return self._now()
+
     def data_version(self) -> int:
         """See `broker.ledger.Ledger.data_version`."""
         self._seen.refuse_if_stopped()

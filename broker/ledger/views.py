@@ -418,6 +418,17 @@ def instances(r: Reader, *, since: int) -> list[InstanceRow]:
     return [InstanceRow(row[0], row[1], orjson.loads(row[2]), *row[3:]) for row in rows.fetchall()]
 
 
+def stamps(r: Reader, *, since: int) -> dict[str, int]:
+    """The last stamp of each instance in contact since a time, as far as it was written."""
+    return dict(r.execute("SELECT instance, stamp FROM instances WHERE last_contact >= ?", (since,)).fetchall())
+
+
+def verifier_of(r: Reader, instance: str) -> str | None:
+    """The verifier that an instance is of; None for an unknown one."""
+    row = r.execute("SELECT verifier FROM instances WHERE instance = ?", (instance,)).fetchone()
+    return row[0] if row else None
+
+
 def bundle(r: Reader, digest: str) -> bytes | None:
     """The content of a registry or policy bundle that was once in force."""
     row = r.execute("SELECT content FROM bundles WHERE hash = ?", (digest,)).fetchone()

@@ -287,16 +287,16 @@ class RegisterInstance:
 
 @dataclass(frozen=True, slots=True)
 class TouchInstances:
-    """Coalesced last-seen columns of connected instances, outside the tree: (instance, position applied)."""
+    """Coalesced last-seen columns of instances, outside the tree: (instance, position applied, its last stamp)."""
 
-    seen: Sequence[tuple[str, int]]
+    seen: Sequence[tuple[str, int, int]]
 
     def apply(self, tx: Tx) -> None:
-        for instance, position in self.seen:
-            tx.execute(
-                "UPDATE instances SET last_contact = ?, position = CASE WHEN position < ? THEN ? ELSE position END"
-                " WHERE instance = ?",
-                (tx.now, position, position, instance),
+        for instance, position, stamp in self.seen:
+            tx.put(
+                "UPDATE instances SET last_contact = ?, position = CASE WHEN position < ? THEN ? ELSE position END,"
+                " stamp = CASE WHEN stamp < ? THEN ? ELSE stamp END WHERE instance = ?",
+                (tx.now, position, position, stamp, stamp, instance),
             )
 
 

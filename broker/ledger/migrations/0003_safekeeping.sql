@@ -9,3 +9,6 @@ CREATE TABLE epochs (
   first_seq INTEGER NOT NULL,
   abandoned TEXT NOT NULL          -- JSON: [size, root] of kept checkpoints that this epoch's beginning gave up
 ) STRICT, WITHOUT ROWID;
+
+-- What an instance last said of its own clock, so that the broker that streams to it can echo what it told another.
+ALTER TABLE instances ADD COLUMN stamp INTEGER NOT NULL DEFAULT 0;
