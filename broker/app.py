@@ -7,11 +7,12 @@ async with running(config, role=...) as process:
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import structlog
 
 from broker.config import Config
-from broker.errors import TaskpassError
+from broker.errors import ConfigurationInvalid
 from broker.keys import Keyring
 from broker.ledger import LedgerStopped, LedgerUnavailable, Now, OpenLedger
 from broker.ledger.proofs import Proofs
@@ -22,53 +23,121 @@ from broker.service import Admin, Broker, Callers, Evidence, Issuance, KillSwitc
 from broker.service.task_facts import TaskFactsReader
 from broker.signals import Signals
 from broker.signals.attempts import Attempts
-from broker.startup import Entry, Process, Role, begin
+from broker.startup import Entry, Process, Role, begin, program_version
 from broker.stops import Stops
-from broker.stores import open_ledger, sealer_of, signals_of, wall_clock
+from broker.stores import open_ledger, sealer_of, secret_in, signals_of, wall_clock
+from broker.telemetry.metrics import Metrics
+from broker.telemetry.reports import EVERY_S, Reports
 from broker.upkeep import Chore, Chores, Upkeep
 from broker.web.app import WebSettings, create_app
+from broker.web.exposition import Exposition, Facts
 from broker.web.feed import Feed
 from broker.web.provisional import ProvisionalKills
+from broker.web.readiness import Readiness
 from issuers.access_token import AccessTokenIssuer
 
 log = structlog.get_logger(__name__)
 
 
-_TOLERATED_BEHIND_MS = 5_000
+_SHORTEST_TOKEN = 16
 
 
-@asynccontextmanager
-async def running(config: Config, *, role: Role = Role.ALL, now: Now = wall_clock) -> AsyncIterator[Process]:
-    """One broker process on an existing ledger, until the context ends. Raises what keeps it from starting."""
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """What is to be seen of this process from outside. `name` is its own among the processes of its broker."""
+
+    name: str
+    metrics: Metrics
+    reports: Reports
+    readiness: Readiness
+    now: Now  # the host's clock
+
+    def exposition(
+        self, config: Config, ledger: OpenLedger, rules: RulesInForce, feed: Feed, kills: ProvisionalKills
+    ) -> Exposition:
+        """What this process answers to a scrape, if it is the one to be scraped."""
+        facts = Facts(
+            ledger=ledger,
+            rules=rules,
+            feed=feed,
+            provisional=kills,
+            readiness=self.readiness,
+            state=config.ledger.side_file("").parent,
+            version=program_version(),
+            now=self.now,
+        )
+        return Exposition(process=self.name, metrics=self.metrics, reports=self.reports, facts=facts, now=self.now)
+
+    def wrote(self, commands: int, seconds: float, failed: bool, waiting: int) -> None:  # noqa: FBT001  (a callback)
+        """The writer's account of one batch."""
+        self.metrics.commit(commands, seconds, failed=failed, waiting=waiting)
+        self.readiness.wrote(failed=failed)
+
+    async def report(self) -> None:
+        """Hand the metrics to the process that is scraped."""
+        self.reports.write(self.name, self.metrics.registry)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What stands before the verbs do: the ledger, whoever follows it, and who watches."""
+
+    ledger: OpenLedger
+    writer: Writer
+    rules: RulesInForce
+    feed: Feed | None
+    signals: Signals
+    watch: _Watch
+    unusable: "asyncio.Future[LedgerStopped]"
+    now: Now
+
+    async def look(self) -> None:
+        """Find out, without being asked, that the ledger must not be used any more."""
+        try:
+            with self.ledger.read():
+                pass
+        except LedgerStopped as why:
+            if not self.unusable.done():
+                self.unusable.set_result(why)
+
+
+def _lay_ground(config: Config, *, role: Role, now: Now, name: str) -> _Ground:
     ledger = open_ledger(config, now=now)
+    now = ledger.clock
+    rules = RulesInForce(ledger=ledger)
+    readiness = Readiness(ledger=ledger, rules=rules, now=now)
+    reports = Reports(config.ledger.side_file(".metrics"))
+    watch = _Watch(name or (role.name or "all").lower(), Metrics(), reports, readiness, now)
     feed: Feed | None = None
+    loop = asyncio.get_running_loop()
+    unusable: asyncio.Future[LedgerStopped] = loop.create_future()
 
     def committed(*_: object) -> None:
         if feed is not None:
             feed.poke()
 
-    loop = asyncio.get_running_loop()
-    unusable: asyncio.Future[LedgerStopped] = loop.create_future()
-
     def stopped(why: LedgerStopped) -> None:
         if not unusable.done():
             unusable.set_result(why)
 
-    async def look() -> None:
-        try:
-            with ledger.read():
-                pass
-        except LedgerStopped as why:
-            stopped(why)
-
-    writer = Writer(ledger=ledger, loop=loop, on_commit=committed, on_stop=stopped)
+    writer = Writer(ledger=ledger, loop=loop, on_commit=committed, on_stop=stopped, observe=watch.wrote)
     signals = signals_of(config)
     feed = Feed(ledger=ledger, writer=writer, now=now, tell=signals.tell) if Role.CONTROL in role else None
-    process = _assemble(
-        config, role=role, ledger=ledger, writer=writer, feed=feed, signals=signals, unusable=unusable, now=now
-    )
-    entry = Entry(process, role=role, now=now)
-    upkeep = Upkeep([*_chores(config, process, role), Chore("entry", 1.0, entry.make), Chore("look", 1.0, look)])
+    return _Ground(ledger, writer, rules, feed, signals, watch, unusable, now)
+
+
+@asynccontextmanager
+async def running(
+    config: Config, *, role: Role = Role.ALL, now: Now = wall_clock, name: str = ""
+) -> AsyncIterator[Process]:
+    """One broker process on an existing ledger, until the context ends. Raises what keeps it from starting."""
+    ground = _lay_ground(config, role=role, now=now, name=name)
+    ledger, writer, feed, signals, watch = ground.ledger, ground.writer, ground.feed, ground.signals, ground.watch
+    process = _assemble(config, ground, role=role)
+    entry = Entry(process, role=role, now=ground.now)
+    chores = [*_chores(config, process, role), Chore("entry", 1.0, entry.make), Chore("look", 1.0, ground.look)]
+    chores += [] if Role.CONTROL in role else [Chore("report", EVERY_S, watch.report)]
+    upkeep = Upkeep(chores, failed=watch.metrics.chore_failed)
     try:
         await begin(process, entry)
         await signals.start(feed.poke if feed is not None else None)
@@ -87,21 +156,11 @@ async def running(config: Config, *, role: Role = Role.ALL, now: Now = wall_cloc
         ledger.close()
 
 
-def _assemble(
-    config: Config,
-    *,
-    role: Role,
-    ledger: OpenLedger,
-    writer: Writer,
-    feed: Feed | None,
-    signals: Signals,
-    unusable: "asyncio.Future[LedgerStopped]",
-    now: Now,
-) -> Process:
-    iss, host_now, now = config.issuer, now, _ledger_time(ledger, now)
+def _assemble(config: Config, ground: _Ground, *, role: Role) -> Process:
+    ledger, writer, rules, feed, watch = ground.ledger, ground.writer, ground.rules, ground.feed, ground.watch
+    iss, host_now, now = config.issuer, ground.now, _ledger_time(ledger, ground.now)
     keyring = Keyring(ledger=ledger, sealer=sealer_of(config), now=now)
-    rules = RulesInForce(ledger=ledger)
-    refusals = Refusals(now=now)
+    refusals = Refusals(now=now, observe=watch.metrics.refused)
     stops = Stops.open(config.ledger.side_file(".stops"))
     spool = Spool.open(config.ledger.side_file(".spool")) if feed is not None else None
     following = feed or Feed(ledger=ledger, writer=writer, now=now)
@@ -141,6 +200,7 @@ def _assemble(
             token_endpoint=f"{iss}/oauth2/token",
             ttl_ms=config.tokens.max_ttl_s * 1000,
             now=now,
+            observe=watch.metrics.token_batch,
         ),
         tasks=Tasks(
             rules=rules,
@@ -175,20 +235,22 @@ def _assemble(
         broker=broker,
         keyring=keyring,
         feed=feed,
-        attempts=Attempts(limit=config.limits.failures_per_minute, signals=signals),
+        attempts=Attempts(limit=config.limits.failures_per_minute, signals=ground.signals),
         settings=WebSettings(
             issuer=iss,
             control_url=config.control_url,
             jwks_keep_ms=config.tokens.max_ttl_s * 1000 + 60_000,
             max_body=config.limits.max_request_bytes,
+            metrics_token=_metrics_token(config),
         ),
         scopes=lambda: {
             action for resource in rules.current.registry.resources.values() for action in resource.actions
         },
-        ready=lambda: _not_ready(ledger, rules, host_now()),
+        ready=watch.readiness.reasons,
+        exposition=watch.exposition(config, ledger, rules, following, provisional),
         tokens=Role.TOKENS in role,
     )
-    return Process(app, broker, ledger, writer, feed, chores, proofs, keyring, provisional, unusable)
+    return Process(app, broker, ledger, writer, feed, chores, proofs, keyring, provisional, ground.unusable)
 
 
 def _ledger_time(ledger: OpenLedger, now: Now) -> Now:
@@ -198,19 +260,17 @@ def _ledger_time(ledger: OpenLedger, now: Now) -> Now:
     return lambda: max(now(), ledger.head.time)
 
 
-def _not_ready(ledger: OpenLedger, rules: RulesInForce, now: int) -> list[str]:
-    """Why this process would refuse to issue at `now`, by the host's clock."""
-    try:
-        with ledger.read() as r:
-            head = r.head()
-        _ = rules.current
-    except TaskpassError as error:
-        return [error.sentence]
-    reasons = [f"issuance is stopped: {head.issuance_stopped}"] if head.issuance_stopped else []
-    behind_ms = head.time - now
-    if behind_ms > _TOLERATED_BEHIND_MS:
-        reasons.append(f"this host's clock is {behind_ms // 1000} s behind the ledger's time: every proof has expired")
-    return reasons
+def _metrics_token(config: Config) -> str | None:
+    """What a scraper must show, or None while metrics are off. Raises ConfigurationInvalid."""
+    if config.metrics.token_file is not None:
+        token = secret_in(config.metrics.token_file, "metrics.token_file")
+    elif config.metrics.token is not None:
+        token = config.metrics.token.get_secret_value()
+    else:
+        return None
+    if len(token) < _SHORTEST_TOKEN:
+        raise ConfigurationInvalid(f"The metrics token must have at least {_SHORTEST_TOKEN} characters.")
+    return token
 
 
 def _chores(config: Config, process: Process, role: Role) -> list[Chore]:

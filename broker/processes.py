@@ -29,6 +29,7 @@ from broker.errors import TaskpassError
 from broker.ledger import LedgerStopped
 from broker.log import configure_logging
 from broker.model import SystemCaller
+from broker.telemetry.reports import Reports
 
 log = structlog.get_logger(__name__)
 
@@ -72,9 +73,11 @@ def _settle_memory() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-async def serve_one(config: Config, *, role: Role, listening: socket.socket, ready: Callable[[], None]) -> None:
+async def serve_one(
+    config: Config, *, role: Role, listening: socket.socket, ready: Callable[[], None], name: str = ""
+) -> None:
     """One process of the broker, until it is told to stop."""
-    async with running(config, role=role) as process:
+    async with running(config, role=role, name=name) as process:
         _settle_memory()
         if Role.CONTROL in role:
             _reload_on_hangup(process)
@@ -193,6 +196,7 @@ class Supervisor:
         self._children += [_Child(f"worker-{n}", Role.TOKENS, tokens) for n in range(config.serve.workers)]
         self._stopping = False
         self._exit_code = 0
+        Reports(config.ledger.side_file(".metrics")).clear()
 
     def run(self) -> int:
         """Start everything and watch it until a signal. Returns the exit code."""
@@ -214,7 +218,9 @@ class Supervisor:
         """Start one process and wait until it is ready. False when it could not."""
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(
-            target=_child_main, args=(self._config_path, child.role, child.listening, sender), name=child.name
+            target=_child_main,
+            args=(self._config_path, child.role, child.listening, sender, child.name),
+            name=child.name,
         )
         process.start()
         sender.close()
@@ -270,7 +276,7 @@ class Supervisor:
                     child.process.join()
 
 
-def _child_main(config_path: Path, role: Role, listening: socket.socket, ready: Connection) -> None:
+def _child_main(config_path: Path, role: Role, listening: socket.socket, ready: Connection, name: str) -> None:
     """A supervised process: ignores the terminal's interrupt, which the supervisor handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -285,7 +291,7 @@ def _child_main(config_path: Path, role: Role, listening: socket.socket, ready: 
         configure_logging(config.log.level, config.log.format)
         import uvloop
 
-        uvloop.run(serve_one(config, role=role, listening=listening, ready=tell))
+        uvloop.run(serve_one(config, role=role, listening=listening, ready=tell, name=name))
     except LedgerStopped as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(_LEDGER_UNUSABLE)

@@ -89,7 +89,7 @@ class Entry:
             await self._load_files()
             await self._process.chores.keys()
         await self._process.broker.admin.catch_up()
-        await self._process.writer.submit(Started(self._role.name or "all", _version()))
+        await self._process.writer.submit(Started(self._role.name or "all", program_version()))
         self._made = True
 
     async def _load_files(self) -> None:
@@ -112,7 +112,8 @@ class Entry:
             log.warning("agent_blocked", problem=str(problem))
 
 
-def _version() -> str:
+def program_version() -> str:
+    """The version that runs."""
     try:
         return version("taskpass")
     except PackageNotFoundError:

@@ -232,14 +232,14 @@ def _readiness(base: str, get: Callable[[str], tuple[int, bytes]]) -> Finding:
 
     status, body = get(f"{base}/readyz")
     try:
-        reasons = "; ".join(json.loads(body).get("reasons", ()))
-    except (ValueError, AttributeError, TypeError):
-        reasons = f"answered {status}"
+        given = json.loads(body)["reasons"]
+        reasons = "; ".join(reason["detail"] for reason in given) or f"answered {status}"
+        advice = " ".join(dict.fromkeys(reason["next"] for reason in given))
+    except (ValueError, LookupError, TypeError):
+        reasons, advice = f"answered {status}", "Its log says more."
     if status == 200:
         return Finding("readiness", "ok", f"{base} issues credentials")
-    return Finding(
-        "readiness", "wrong", f"{base}: {reasons}", "Its log says more; mend the files, then: taskpass reload"
-    )
+    return Finding("readiness", "wrong", f"{base}: {reasons}", advice)
 
 
 def _identity() -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """Requests of one event-loop tick, taken through the pipeline together."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -12,11 +13,18 @@ class TickBatcher(Generic[T, R]):
     """Collects what arrives within one tick and hands it over as one batch. No fixed delay: an idle broker answers one
     request at once, a loaded one finds its batches growing by themselves.
 
-    `process` answers a batch in order; an exception in a slot fails that request only.
+    `process` answers a batch in order; an exception in a slot fails that request only. `observe` is told of each batch,
+    once, by its answers and the seconds that it took.
     """
 
-    def __init__(self, process: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]]) -> None:
+    def __init__(
+        self,
+        process: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
+        *,
+        observe: Callable[[Sequence[R | Exception], float], None] | None = None,
+    ) -> None:
         self._process = process
+        self._observe = observe
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._running: set[asyncio.Task[None]] = set()
 
@@ -37,10 +45,13 @@ class TickBatcher(Generic[T, R]):
 
     async def _run(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
         answers: Sequence[R | Exception]
+        began = time.perf_counter()
         try:
             answers = await self._process([item for item, _ in batch])
         except Exception as error:  # noqa: BLE001  (handed to every waiting request, which raises it)
             answers = [error] * len(batch)
+        if self._observe is not None:
+            self._observe(answers, time.perf_counter() - began)
         for (_, future), answer in zip(batch, answers, strict=True):
             if future.done():  # the client went away
                 continue

@@ -102,6 +102,7 @@ class Issuance:
         token_endpoint: str,
         ttl_ms: int,
         now: Callable[[], int],
+        observe: Callable[[Sequence[TokenAnswer | Exception], float], None] | None = None,
     ) -> None:
         self._rules = rules
         self._writer = writer
@@ -114,7 +115,7 @@ class Issuance:
         self._iss = iss
         self._ttl_ms = ttl_ms
         self._now = now
-        self._batcher = TickBatcher(self.issue_batch)
+        self._batcher = TickBatcher(self.issue_batch, observe=observe)
 
     async def issue(self, request: TokenRequest) -> TokenAnswer:
         """One credential. Raises the TaskpassError that says why not; an authenticated refusal is durable by then."""

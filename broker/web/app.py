@@ -17,11 +17,12 @@ from broker.errors import Malformed, NotFound, TaskpassError
 from broker.keys import Keyring
 from broker.service import Broker
 from broker.signals.attempts import Attempts
-from broker.web import audit, oauth, operator, revocations, tasks
+from broker.web import audit, oauth, operations, operator, revocations, tasks
 from broker.web.feed import Feed
 from broker.web.guards import check_guards, guard, record
-from broker.web.http import json_answer, problem, unforeseen
+from broker.web.http import problem, unforeseen
 from broker.web.openapi import publish
+from broker.web.readiness import Ready
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +37,7 @@ class WebSettings:
     control_url: str
     jwks_keep_ms: int
     max_body: int
+    metrics_token: str | None = None
 
 
 def create_app(
@@ -46,7 +48,8 @@ def create_app(
     attempts: Attempts,
     settings: WebSettings,
     scopes: Callable[[], set[str]],
-    ready: Callable[[], list[str]],
+    ready: Ready,
+    exposition: Callable[[], bytes] | None = None,
     tokens: bool,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
@@ -66,6 +69,7 @@ def create_app(
     app.state.broker, app.state.keyring, app.state.feed = broker, keyring, feed
     app.state.attempts = attempts
     app.state.settings, app.state.scopes, app.state.ready = settings, scopes, ready
+    app.state.exposition = exposition
     if tokens:
         app.token_endpoint = oauth.TokenEndpoint(broker, attempts, max_body=settings.max_body)
         app.router.routes.insert(0, Route(_TOKEN, app.token_endpoint, methods=["POST"]))
@@ -75,8 +79,8 @@ def create_app(
         app.include_router(operator.router)
         app.include_router(audit.router)
         app.include_router(revocations.router)
-    app.add_api_route("/livez", _livez, methods=["GET"])
-    app.add_api_route("/readyz", _readyz, methods=["GET"])
+        app.include_router(operations.scraping)
+    app.include_router(operations.router)
     publish(app)
     _render_errors(app)
     check_guards(app.router.routes)
@@ -97,18 +101,6 @@ class Application(FastAPI):
             await hot(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
-
-
-async def _livez() -> Response:
-    return json_answer({"status": "alive"})
-
-
-async def _readyz(request: Request) -> Response:
-    """Ready to issue, or the reasons why not."""
-    reasons = request.app.state.ready()
-    return json_answer(
-        {"status": "ready" if not reasons else "not ready", "reasons": reasons}, 200 if not reasons else 503
-    )
 
 
 def _render_errors(app: FastAPI) -> None:

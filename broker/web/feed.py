@@ -115,6 +115,11 @@ class Feed:
         """The last position that was looked at."""
         return self._position
 
+    @property
+    def position(self) -> int:
+        """The last position that was looked at."""
+        return self._position
+
     def poke(self) -> None:
         """This process committed, or another may have: look now, not at the next poll."""
         self._poke.set()

@@ -25,12 +25,14 @@ ANY = frozenset({AGENT, VERIFIER, OPERATOR})
 @dataclass(frozen=True, slots=True)
 class Guard:
     """The kinds of callers a route is for; None: anonymous. With `spends` its handler spends the proof itself, in its
-    own commit. With `kills` it works even while no proof can be recorded as spent.
+    own commit. With `kills` it works even while no proof can be recorded as spent. With `scrapes` its handler asks for
+    the configured token of the scraper.
     """
 
     kinds: frozenset[str] | None
     spends: bool = False
     kills: bool = False
+    scrapes: bool = False
 
 
 _PUBLIC = Guard(None)
@@ -49,6 +51,8 @@ GUARDS: dict[tuple[str, str], Guard] = {
     ("GET", "/.well-known/openid-configuration"): _PUBLIC,
     ("GET", "/livez"): _PUBLIC,
     ("GET", "/readyz"): _PUBLIC,
+    # A scraper has no identity of ours, but the configured token, which the handler asks for. Off by default.
+    ("GET", "/metrics"): Guard(None, scrapes=True),
     ("GET", "/openapi.json"): _PUBLIC,
     ("POST", "/v1/sessions"): Guard(ANY, spends=True),
     ("GET", "/v1/whoami"): Guard(ANY),
