@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def redis_or_skip(place: Path, *options: str) -> RedisServer:
     return RedisServer(place, *options)
 
 
-LIES = {
+LIES: dict[str, bytes | None] = {
     "garbage": b"\x00\xff{[(*$\r\n:not a number\r\n",
     "error": b"-ERR unknown command\r\n",
     "no memory": b"-OOM command not allowed when used memory > 'maxmemory'.\r\n",
@@ -92,7 +93,7 @@ LIES = {
     "endless": b"$1000000000\r\n" + b"x" * 4096,
     "nested": b"*3\r\n" * 500,
     "nothing": b"",
-    "hang up": None,  # type: ignore[dict-item]
+    "hang up": None,
     "flood": b"*3\r\n$7\r\nmessage\r\n$1\r\nx\r\n$20\r\n18446744073709551615\r\n" * 400,
 }
 """What a lying server answers to whatever it is sent."""
@@ -101,8 +102,9 @@ LIES = {
 class Liar:
     """Answers every read with the same lie, to everybody. Subscribing is confirmed where that makes the lie worse."""
 
-    def __init__(self, lie: str) -> None:
-        self.lie = lie
+    def __init__(self, *lies: str) -> None:
+        """With several lies every connection is told another."""
+        self._lies = cycle(lies)
         self.asked = 0
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listening.getsockname()[1]}/0"
@@ -127,15 +129,16 @@ class Liar:
                 threading.Thread(target=self._answer, args=(link,), daemon=True).start()
 
     def _answer(self, link: socket.socket) -> None:
+        lie = next(self._lies)
         with link, suppress(OSError):
             while (sent := link.recv(65_536)) and not self._closed:
                 self.asked += 1
-                answer = LIES[self.lie]
+                answer = LIES[lie]
                 if answer is None:
                     break
-                if b"SUBSCRIBE" in sent and self.lie in ("flood", "huge", "nothing"):
+                if b"SUBSCRIBE" in sent and lie in ("flood", "huge", "nothing"):
                     link.sendall(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nx\r\n:1\r\n")
-                if self.lie == "flood" and b"SUBSCRIBE" in sent:
+                if lie == "flood" and b"SUBSCRIBE" in sent:
                     while not self._closed:
                         link.sendall(answer)
                 link.sendall(answer * max(1, sent.count(b"*")))
@@ -143,9 +146,9 @@ class Liar:
 
 
 @contextmanager
-def liar(lie: str) -> Iterator[Liar]:
+def liar(*lies: str) -> Iterator[Liar]:
     """A lying server."""
-    server = Liar(lie)
+    server = Liar(*lies)
     try:
         yield server
     finally:
