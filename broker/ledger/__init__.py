@@ -122,7 +122,9 @@ class Tx(Protocol):
 class Command(Protocol):
     """One requested write: guards, event and projection together.
 
-    `apply` may run more than once, each time from a clean transaction, and so must not have effects outside of it.
+    `apply` may run more than once, each time from a clean transaction, and so must not have effects outside of it. One
+    that also has a method `unheard(outcome) -> Command | None` says with it what must follow in the ledger when it
+    turns out to be committed after its caller was told OutcomeUnknown.
     """
 
     def apply(self, tx: Tx) -> Any:  # noqa: ANN401  (each command has its own outcome)

@@ -78,6 +78,15 @@ class _Doubt(NamedTuple):
 
     turn: _Turn
     outcome: Outcome
+    commands: Sequence[Command]
+
+    def unheard(self) -> list[Command]:
+        """What its commands want written if it is committed after all."""
+        asked = [
+            (getattr(command, "unheard", None), result)
+            for command, result in zip(self.commands, self.outcome.results, strict=True)
+        ]
+        return [due for ask, result in asked if ask is not None and (due := ask(result)) is not None]
 
 
 class _Reader:
@@ -122,6 +131,7 @@ class PostgresLedger:
         self._writing = threading.Lock()  # one transaction at a time on the one writing connection
         self._writer: Link | None = None
         self._doubt: _Doubt | None = None
+        self._due: list[Command] = []  # to be written with the next batch
         self._reach = Reach()
         self._readers = Readers(connect, first=first)
         self._store_clock = StoreClock(now)
@@ -197,7 +207,11 @@ class PostgresLedger:
         with self._writing:
             self._refuse_for_now()
             try:
-                return self._in_one_go(commands, priority=priority)
+                self._settle_earlier()
+                due = self._due
+                outcomes = self._in_one_go([*due, *commands], priority=priority)
+                self._due = []
+                return outcomes[len(due) :]
             except LedgerStopped as error:
                 raise self._seen.stop(error)  # noqa: B904  (it is the same error)
             except psycopg.Error as error:
@@ -255,7 +269,6 @@ class PostgresLedger:
         return self._transact(commands, priority=priority, isolate=True, taken=taken)
 
     def _transact(self, commands: Sequence[Command], *, priority: bool, isolate: bool, taken: set[Key]) -> list[Any]:
-        self._settle_earlier()
         link, turn = self._take_turn(priority=priority)
         link.put_off(taken, eager=isolate)
         try:
@@ -263,7 +276,7 @@ class PostgresLedger:
             now = self._clock() if self._clock else turn.now
             outcome = run(link, seen, now, commands, isolate=isolate)
             if outcome.changed:
-                self._commit(link, turn, outcome)
+                self._commit(link, _Doubt(turn, outcome, commands))
             else:
                 link.script("ROLLBACK")
         except BaseException:
@@ -291,14 +304,14 @@ class PostgresLedger:
             self._stop_if_gone(error)
             raise
 
-    def _commit(self, link: Link, turn: _Turn, outcome: Outcome) -> None:
+    def _commit(self, link: Link, doubt: _Doubt) -> None:
         """COMMIT. When its answer is lost, look: what PostgreSQL did decides what is answered."""
         try:
             link.commit(self._notify)
         except psycopg.Error:
             if link.at_rest:  # it answered, and undid the transaction
                 raise
-            self._doubt = _Doubt(turn, outcome)
+            self._doubt = doubt
             self._undo(link)
             if not self._resolve_doubt():
                 raise
@@ -329,9 +342,13 @@ class PostgresLedger:
         return False
 
     def _settle_earlier(self) -> None:
-        """An earlier transaction may still be on its way: what comes after it must not be written before it."""
+        """An earlier transaction may still be on its way: what comes after it must not be written before it. If it is
+        committed, its callers do not know: what must follow from that is written next.
+        """
+        doubt = self._doubt
         try:
-            self._resolve_doubt()
+            if self._resolve_doubt() and doubt is not None:
+                self._due = doubt.unheard()
         except OutcomeUnknown as error:
             raise LedgerUnavailable("The outcome of an earlier write is still unknown.") from error
 

@@ -130,6 +130,10 @@ class Issue:
             return refuse(tx, asked, "too_short", "Less than a second of life is left under this task or identity.")
         return self._record(tx, iat, exp)
 
+    def unheard(self, outcome: object) -> "Fail | None":
+        """What must be written when this turns out to be committed after its caller was told that nobody knows."""
+        return Fail(outcome, "the outcome was not known in time") if isinstance(outcome, Issued) else None
+
     def _record(self, tx: Tx, iat: int, exp: int) -> Issued:
         asked, ask, seq, kid = self.asked, self.asked.ask, tx.next_seq(), tx.head.active_kid
         assert ask is not None
