@@ -242,6 +242,7 @@ def _assemble(config: Config, ground: _Ground, *, role: Role) -> Process:
             jwks_keep_ms=config.tokens.max_ttl_s * 1000 + 60_000,
             max_body=config.limits.max_request_bytes,
             metrics_token=_metrics_token(config),
+            max_streams=config.limits.connections * 9 // 10,
         ),
         scopes=lambda: {
             action for resource in rules.current.registry.resources.values() for action in resource.actions

@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import structlog
 import uvicorn
@@ -30,6 +32,7 @@ from broker.ledger import LedgerStopped
 from broker.log import configure_logging
 from broker.model import SystemCaller
 from broker.telemetry.reports import Reports
+from broker.web.connections import BoundedProtocol, SlowClients
 
 log = structlog.get_logger(__name__)
 
@@ -44,14 +47,23 @@ _LEDGER_UNUSABLE = 3
 class _Server(uvicorn.Server):
     """Uvicorn, ending the feed's streams first so that it can drain, and saying when it is ready."""
 
-    def __init__(self, config: uvicorn.Config, *, process: Process, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, process: Process, ready: Callable[[], None], slow_clients: SlowClients
+    ) -> None:
         super().__init__(config)
         self._process = process
         self._ready = ready
+        self._slow_clients = slow_clients
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Every tenth of a second, by Uvicorn."""
+        if counter % 10 == 0:
+            self._slow_clients.look(self.server_state.connections, time.monotonic())
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  (Uvicorn's)
         """Stop serving, and nothing else: raised again after that, as Uvicorn does, the signal would end the process
@@ -81,31 +93,35 @@ async def serve_one(
         _settle_memory()
         if Role.CONTROL in role:
             _reload_on_hangup(process)
-        server = _Server(
-            uvicorn.Config(
-                process.app,
-                loop="none",
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                date_header=False,
-                proxy_headers=bool(config.serve.trusted_proxies),
-                forwarded_allow_ips=config.serve.trusted_proxies,
-                backlog=_BACKLOG,
-                timeout_graceful_shutdown=_GRACE_S,
-                timeout_keep_alive=75,
-            ),
-            process=process,
-            ready=ready,
-        )
+        slow_clients = SlowClients(limit_s=config.limits.slow_client_s)
+        server = _Server(_settings(config, process), process=process, ready=ready, slow_clients=slow_clients)
         _end_with_the_supervisor(server)
         _end_with_the_ledger(process, server)
         await server.serve([listening])
         if process.unusable.done():
             raise process.unusable.result()
+
+
+def _settings(config: Config, process: Process) -> uvicorn.Config:
+    limits = config.limits
+    bounded = partial(BoundedProtocol, head_limit=limits.request_head_bytes, connections=limits.connections)
+    return uvicorn.Config(
+        process.app,
+        loop="none",
+        http=cast("type[asyncio.Protocol]", bounded),
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        proxy_headers=bool(config.serve.trusted_proxies),
+        forwarded_allow_ips=config.serve.trusted_proxies,
+        backlog=_BACKLOG,
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=_GRACE_S,
+        timeout_keep_alive=75,
+    )
 
 
 def _end_with_the_ledger(process: Process, server: uvicorn.Server) -> None:
@@ -262,12 +278,18 @@ class Supervisor:
                 os.kill(control.pid, signal.SIGHUP)
 
     def _stop(self) -> None:
+        """Tell every process to finish what it began."""
         self._stopping = True
         for child in self._children:
             if child.process is not None:
                 child.process.terminate()
 
     def _join(self) -> None:
+        """Wait for all of them. With the sockets closed here too, whoever comes now is refused at once and can go to
+        another broker, instead of waiting in line for nobody.
+        """
+        for child in self._children:
+            child.listening.close()
         for child in self._children:
             if child.process is not None:
                 child.process.join(_GRACE_S + 5)

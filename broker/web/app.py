@@ -38,6 +38,7 @@ class WebSettings:
     jwks_keep_ms: int
     max_body: int
     metrics_token: str | None = None
+    max_streams: int = 1_800
 
 
 def create_app(

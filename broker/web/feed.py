@@ -120,6 +120,11 @@ class Feed:
         """The last position that was looked at."""
         return self._position
 
+    @property
+    def listening(self) -> int:
+        """How many instances follow the stream here."""
+        return len(self._listeners)
+
     def poke(self) -> None:
         """This process committed, or another may have: look now, not at the next poll."""
         self._poke.set()
