@@ -103,6 +103,13 @@ class Proofs:
         answer = {"from": first, "to": second, "root1": _text(root1), "root2": _text(root2), "proof": _texts(proof)}
         return answer if note is None else {**answer, "checkpoint": note}
 
+    def root(self, size: int) -> bytes:
+        """The root when the ledger had `size` events. Raises NotFound for a size that it has not reached."""
+        with self._ledger.read() as reader:
+            if not 0 <= size <= reader.head().size:
+                raise NotFound(f"The ledger has {reader.head().size} events, not {size}.")
+            return root_at(size, _tree(reader))
+
     def checkpoint(self, *, covering: int = -1) -> str:
         """A signed checkpoint of the tree as it stands, at most a second old, that covers the position `covering`.
 

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from broker.ledger import Reader, make_id, parse_id
+from broker.ledger.epochs import is_here
 from broker.model import Task, TaskState
 from broker.wire import FeedKill, KillMap, Match, compared
 
@@ -265,12 +266,12 @@ def grant(r: Reader, seq: int) -> GrantRow | None:
 
 
 def grant_by_id(r: Reader, text: str) -> GrantRow | None:
-    """The credential that an id names: a grant's own, or its implicit task's, in this epoch."""
+    """The credential that an id names: a grant's own, or its implicit task's."""
     try:
         address = parse_id(text)
     except ValueError:
         return None
-    found = grant(r, address.seq) if address.epoch == r.head().epoch else None
+    found = grant(r, address.seq) if is_here(r, address) else None
     return found if found and text in (make_id("grt", address.epoch, found.seq), found.task) else None
 
 

@@ -10,6 +10,7 @@ from broker import jose
 from broker.errors import Forbidden, NotFound
 from broker.keys import Keyring
 from broker.ledger import Ledger, Reader, StoredEvent, make_id, parse_id, views
+from broker.ledger.epochs import epoch_of, is_here
 from broker.ledger.proofs import Proofs
 from broker.model import AgentCaller, Caller, OperatorCaller, Right, VerifierCaller
 from broker.revocation import claims_of
@@ -56,7 +57,7 @@ class Evidence:
         if address.kind not in ("dec", "grt"):
             raise missing
         with self._ledger.read() as r:
-            if address.epoch != r.head().epoch or not 0 <= address.seq < r.head().size:
+            if not is_here(r, address):
                 raise missing
             event = self._proofs.event(r, address.seq)
             if event.type not in _OUTCOMES or not self._may_explain(caller, event.body):
@@ -110,7 +111,7 @@ class Evidence:
         body = {key: value for key, value in event.body.items() if key != "proof"}
         told: dict[str, Any] = {"position": event.seq, "at": event.t, "type": event.type, **body}
         if event.type in _OUTCOMES:
-            told["decision_id"] = make_id("dec", r.head().epoch, event.seq)
+            told["decision_id"] = make_id("dec", epoch_of(r, event.seq), event.seq)
         if event.type == "issued":
             told["after"] = self._standing(r, event.seq)
         return told
@@ -119,7 +120,7 @@ class Evidence:
         grant = views.grant(r, seq)
         if grant is None:
             return {"state": "failed"}
-        claims = claims_of(grant, make_id("grt", r.head().epoch, 0)[:-1])
+        claims = claims_of(grant, make_id("grt", epoch_of(r, seq), 0)[:-1])
         killed_by = views.kill_of(r, claims, grant.kid)
         if killed_by is not None:
             return {
