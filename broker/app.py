@@ -13,7 +13,6 @@ import structlog
 
 from broker.config import Config
 from broker.errors import ConfigurationInvalid
-from broker.keys import Keyring
 from broker.ledger import LedgerStopped, LedgerUnavailable, Now, OpenLedger
 from broker.ledger.proofs import Proofs
 from broker.ledger.spool import Spool
@@ -25,7 +24,7 @@ from broker.signals import Signals
 from broker.signals.attempts import Attempts
 from broker.startup import Entry, Process, Role, begin, program_version
 from broker.stops import Stops
-from broker.stores import open_ledger, sealer_of, secret_in, signals_of, wall_clock
+from broker.stores import keyring_of, open_ledger, secret_in, signals_of, wall_clock
 from broker.telemetry.metrics import Metrics
 from broker.telemetry.reports import EVERY_S, Reports
 from broker.upkeep import Chore, Chores, Upkeep
@@ -159,7 +158,7 @@ async def running(
 def _assemble(config: Config, ground: _Ground, *, role: Role) -> Process:
     ledger, writer, rules, feed, watch = ground.ledger, ground.writer, ground.rules, ground.feed, ground.watch
     iss, host_now, now = config.issuer, ground.now, _ledger_time(ledger, ground.now)
-    keyring = Keyring(ledger=ledger, sealer=sealer_of(config), now=now)
+    keyring = keyring_of(config, ledger, now=now)
     refusals = Refusals(now=now, observe=watch.metrics.refused)
     stops = Stops.open(config.ledger.side_file(".stops"))
     spool = Spool.open(config.ledger.side_file(".spool")) if feed is not None else None
@@ -191,9 +190,7 @@ def _assemble(config: Config, ground: _Ground, *, role: Role) -> Process:
             rules=rules,
             writer=writer,
             task_facts=TaskFactsReader(ledger=ledger),
-            issuer=AccessTokenIssuer(
-                iss=iss, sign=lambda kid, typ, claims: keyring.signer(kid).sign(typ, dict(claims))
-            ),
+            issuer=AccessTokenIssuer(iss=iss, sign_all=keyring.sign_all),
             stops=stops,
             refusals=refusals,
             iss=iss,
@@ -280,6 +277,7 @@ def _chores(config: Config, process: Process, role: Role) -> list[Chore]:
         Chore("flush_refusals", config.limits.refusals_interval_s, chores.flush_refusals),
         Chore("fetch_keys", 5.0, chores.fetch_keys),
         Chore("follow_rules", 0.5, chores.follow_rules),
+        Chore("learn_keys", 1.0, process.keyring.learn),
     ]
     if Role.CONTROL in role:
         every += [

@@ -32,6 +32,7 @@ from broker.sections import (
     SignalsSection,
     TasksSection,
     TokensSection,
+    TransitSection,
     is_loopback,
     public_url,
     split_listen,
@@ -80,6 +81,7 @@ class Config(BaseSettings):
     registry: RegistrySection = RegistrySection()
     policies: PoliciesSection = PoliciesSection()
     keys: KeysSection
+    transit: TransitSection = TransitSection()
     tokens: TokensSection = TokensSection()
     tasks: TasksSection = TasksSection()
     limits: LimitsSection = LimitsSection()

@@ -4,6 +4,8 @@ import os
 import stat
 from pathlib import Path
 
+from broker.errors import ConfigurationInvalid, Problem
+
 
 def read_regular(path: Path, limit: int) -> bytes:
     """The bytes of a regular file, at most `limit`. Raises OSError, or ValueError when it is no such file.
@@ -20,8 +22,15 @@ def read_regular(path: Path, limit: int) -> bytes:
     return data
 
 
-def read_secret(path: Path, limit: int = 4_096) -> str:
-    """The text of a file that only its owner may read, without space around it. Raises OSError, ValueError."""
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ValueError(f"is open to others; run: chmod 600 {path}")
-    return read_regular(path, limit).decode().strip()
+def secret_in(path: Path, key: str) -> str:
+    """The secret in a file that only its owner may read, which a key of the configuration names; without space around.
+
+    Raises ConfigurationInvalid.
+    """
+    try:
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ValueError(f"is open to others; run: chmod 600 {path}")
+        return read_regular(path, 4_096).decode().strip()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigurationInvalid(f"{key} cannot be used.", problems=[Problem(f"{path}: {why}")]) from error

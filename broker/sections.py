@@ -69,6 +69,9 @@ Listen = Annotated[str, AfterValidator(_listen)]
 PublicUrl = Annotated[str, AfterValidator(public_url)]
 
 
+_VAULT_PATH = r"^[A-Za-z0-9_-][A-Za-z0-9_./-]{0,200}$"
+
+
 class Section(BaseModel):
     """What all sections share: nothing unknown, nothing changed later, no value in an error."""
 
@@ -148,6 +151,11 @@ class PoliciesSection(Section):
 class KeysSection(Section):
     """The broker's own signing keys."""
 
+    seal: Literal["key", "transit"] = Field(
+        default="key",
+        description="What seals the signing keys in the ledger: the encryption key given here, or, under a key that "
+        "stays in Vault or OpenBao, the engine of `[transit]`.",
+    )
     encryption_key_file: Path | None = Field(
         default=None,
         description="File with the key that seals the signing keys in the ledger: 32 bytes in base64, readable by its "
@@ -155,7 +163,17 @@ class KeysSection(Section):
     )
     encryption_key: SecretStr | None = Field(
         default=None,
-        description="The same key itself; meant for the environment. Give exactly one of the two.",
+        description="The same key itself; meant for the environment. Give at most one of the two.",
+    )
+    previous_encryption_key_file: Path | None = Field(
+        default=None,
+        description="File with the sealing key that was in use before: opens, and seals nothing. "
+        "For the time until `taskpass keys reseal`.",
+    )
+    sign: Literal["here", "transit"] = Field(
+        default="here",
+        description="Where new signing keys of access tokens are made and sign: in the broker, or in the engine of "
+        "`[transit]`, which they then never leave. Keys that there are go on where they are.",
     )
     rotate_every_hours: int = Field(
         default=720,
@@ -166,8 +184,43 @@ class KeysSection(Section):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "KeysSection":
-        if (self.encryption_key is None) == (self.encryption_key_file is None):
+        given = (self.encryption_key is not None) + (self.encryption_key_file is not None)
+        if given > 1 or (given == 0 and self.seal == "key"):
             raise ValueError("give exactly one of encryption_key_file and encryption_key")
+        return self
+
+
+class TransitSection(Section):
+    """The transit engine of Vault or OpenBao, for `keys.seal` and `keys.sign`."""
+
+    address: Annotated[str, AfterValidator(public_url)] | None = Field(
+        default=None, description="URL of the server, `https://vault.example.com:8200`."
+    )
+    token_file: Path | None = Field(
+        default=None,
+        description="File with the token for it, readable by its owner only. Read for every call: whatever renews the "
+        "token writes it there.",
+    )
+    token: SecretStr | None = Field(default=None, description="The token itself; meant for the environment.")
+    mount: str = Field(default="transit", pattern=_VAULT_PATH, description="Where the engine is mounted.")
+    key: str = Field(
+        default="taskpass",
+        pattern=r"^[A-Za-z0-9_.-]{1,100}$",
+        description="Name of the key that seals, with `keys.seal`. It must exist there, of a type that encrypts.",
+    )
+    namespace: str | None = Field(default=None, pattern=_VAULT_PATH, description="Namespace of the engine, if any.")
+    ca_file: Path | None = Field(
+        default=None, description="Certificate authorities for the server, in PEM. Default: those of the HTTP client."
+    )
+    timeout_s: float = Field(
+        default=3.0, ge=0.1, le=30, description="How long one call may take to connect, and between bytes, in seconds."
+    )
+
+    @model_validator(mode="after")
+    def _one_token(self) -> "TransitSection":
+        given = (self.token is not None) + (self.token_file is not None)
+        if given != (self.address is not None):
+            raise ValueError("give address with exactly one of token_file and token")
         return self
 
 

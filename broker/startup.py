@@ -8,9 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 import structlog
 from fastapi import FastAPI
 
-from broker.errors import ConfigurationInvalid
+from broker.errors import ConfigurationInvalid, Unavailable
 from broker.keys import Keyring
-from broker.ledger import LedgerStopped, LedgerUnavailable, Now, OpenLedger
+from broker.ledger import LedgerStopped, Now, OpenLedger
 from broker.ledger.commands.admin import RefuseReload, Started, StopIssuance, Together
 from broker.ledger.proofs import Proofs
 from broker.ledger.writer import Writer
@@ -63,11 +63,14 @@ async def begin(process: Process, entry: "Entry") -> None:
         await entry.make()
     except LedgerStopped:
         raise
-    except LedgerUnavailable as error:
+    except Unavailable as error:  # the ledger, or the vault of its keys
         if not has_rules:
             raise
         log.critical("started_without_writing", error=str(error), internal=error.internal)
-    process.keyring.refresh()
+    try:
+        await process.keyring.learn()
+    except Unavailable as error:  # they are opened once the vault that seals them answers
+        log.critical("started_without_keys", error=str(error), internal=error.internal)
 
 
 class Entry:

@@ -5,12 +5,10 @@ open_ledger(config)     the ledger, to be used by a broker or by a command besid
 """
 
 import time
-from pathlib import Path
 
 from broker.config import Config
-from broker.errors import ConfigurationInvalid, Problem
-from broker.files import read_secret
-from broker.keys import Keyring, Sealer
+from broker.files import secret_in
+from broker.keystore import keyring_of, sealer_of
 from broker.ledger import Now, OpenLedger
 from broker.ledger.commands.admin import FirstKeys, PublishNextKey
 from broker.ledger.sqlite import SqliteLedger
@@ -21,6 +19,7 @@ from broker.signals.memory import MemorySignals
 
 __all__ = [
     "create",
+    "keyring_of",
     "ledger_exists",
     "ledger_place",
     "ledger_to_verify",
@@ -50,19 +49,10 @@ def create(config: Config, *, now: Now = wall_clock) -> None:
         PostgresLedger.create(url, origin=config.ledger_origin, clock=_instead_of_the_databases(now))
     ledger = open_ledger(config, now=now)
     try:
-        make = Keyring(ledger=ledger, sealer=sealer_of(config), now=now).make
+        make = keyring_of(config, ledger, now=now).make
         ledger.commit([FirstKeys([make("token"), make("session"), make("checkpoint")]), PublishNextKey(make("token"))])
     finally:
         ledger.close()
-
-
-def sealer_of(config: Config) -> Sealer:
-    """What seals the signing keys, from the configuration's file or value. Raises ConfigurationInvalid."""
-    if config.keys.encryption_key is not None:
-        return Sealer.from_text(config.keys.encryption_key.get_secret_value())
-    if config.keys.encryption_key_file is None:
-        raise ConfigurationInvalid("Configure keys.encryption_key_file: signing keys are never stored in the clear.")
-    return Sealer.from_file(config.keys.encryption_key_file)
 
 
 def open_ledger(config: Config, *, now: Now = wall_clock) -> OpenLedger:
@@ -86,15 +76,6 @@ def signals_of(config: Config) -> Signals:
         password = secret_in(section.password_file, "signals.password_file")
     place = RedisPlace(section.url.get_secret_value(), password, section.ca_file)
     return RedisSignals(place, ledger=config.ledger_origin)
-
-
-def secret_in(path: Path, key: str) -> str:
-    """The secret in the file that a key of the configuration names. Raises ConfigurationInvalid."""
-    try:
-        return read_secret(path)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigurationInvalid(f"{key} cannot be used.", problems=[Problem(f"{path}: {why}")]) from error
 
 
 def ledger_exists(config: Config) -> bool:

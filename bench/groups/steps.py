@@ -132,7 +132,10 @@ def _instrument(clock: Clock, issuance: Any, process: Any) -> None:
         ("_command", "8 commit: make the command"),
     ):
         setattr(issuance, method, clock.timed(name, getattr(issuance, method)))
-    issuance._issuer.issue = clock.timed("9 mint", issuance._issuer.issue)  # noqa: SLF001
+    mint = issuance._issuer  # noqa: SLF001
+    mint.claims = clock.timed("9 mint: the claims", mint.claims)
+    for signer in process.keyring._signers.values():  # noqa: SLF001
+        signer.sign = clock.timed("9 mint: sign", signer.sign)
     rules = process.broker.issuance._rules.current  # noqa: SLF001
     attester = rules.attesters
     attester.attest = clock.timed("2a attest (in 2)", attester.attest)

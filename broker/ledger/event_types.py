@@ -77,6 +77,7 @@ EVENT_TYPES = _table(
             "The key signs nothing more; what it signed lives on until it expires.",
             "kid purpose actor reason",
         ),
+        _type("keys.resealed", "Private parts of keys were sealed under another sealing key.", "kids seal actor"),
         # --- callers
         _type(
             "authenticated",
