@@ -14,17 +14,20 @@ import structlog
 from broker.config import Config
 from broker.errors import ConfigurationInvalid
 from broker.ledger import LedgerStopped, LedgerUnavailable, Now, OpenLedger
+from broker.ledger.archive import Archive, Archivist
+from broker.ledger.kept import Kept
 from broker.ledger.proofs import Proofs
 from broker.ledger.spool import Spool
 from broker.ledger.writer import Writer
 from broker.rules import RulesInForce
+from broker.safekeeping import Safekeeping
 from broker.service import Admin, Broker, Callers, Evidence, Issuance, KillSwitch, Refusals, Tasks
 from broker.service.task_facts import TaskFactsReader
 from broker.signals import Signals
 from broker.signals.attempts import Attempts
 from broker.startup import Entry, Process, Role, begin, program_version
 from broker.stops import Stops
-from broker.stores import keyring_of, open_ledger, secret_in, signals_of, wall_clock
+from broker.stores import keyring_of, open_ledger, secret_in, shelves_of, signals_of, wall_clock
 from broker.telemetry.metrics import Metrics
 from broker.telemetry.reports import EVERY_S, Reports
 from broker.upkeep import Chore, Chores, Upkeep
@@ -96,8 +99,12 @@ class _Ground:
             with self.ledger.read():
                 pass
         except LedgerStopped as why:
-            if not self.unusable.done():
-                self.unusable.set_result(why)
+            self.stop(why)
+
+    def stop(self, why: LedgerStopped) -> None:
+        """The process must end."""
+        if not self.unusable.done():
+            self.unusable.set_result(why)
 
 
 def _lay_ground(config: Config, *, role: Role, now: Now, name: str) -> _Ground:
@@ -138,6 +145,7 @@ async def running(
     chores += [] if Role.CONTROL in role else [Chore("report", EVERY_S, watch.report)]
     upkeep = Upkeep(chores, failed=watch.metrics.chore_failed)
     try:
+        await process.safekeeping.check()
         await begin(process, entry)
         await signals.start(feed.poke if feed is not None else None)
         upkeep.start()
@@ -164,7 +172,8 @@ def _assemble(config: Config, ground: _Ground, *, role: Role) -> Process:
     spool = Spool.open(config.ledger.side_file(".spool")) if feed is not None else None
     following = feed or Feed(ledger=ledger, writer=writer, now=now)
     provisional = ProvisionalKills(writer=writer, feed=following, spool=spool, stops=stops, now=now)
-    proofs = Proofs(ledger=ledger, origin=ledger.origin, key=keyring.checkpoint_key)
+    archive = None if config.retention.archive_path is None else Archive(config.retention.archive_path)
+    proofs = Proofs(ledger=ledger, origin=ledger.origin, key=keyring.checkpoint_key, archive=archive)
     admin = Admin(
         rules=rules,
         ledger=ledger,
@@ -248,7 +257,21 @@ def _assemble(config: Config, ground: _Ground, *, role: Role) -> Process:
         exposition=watch.exposition(config, ledger, rules, following, provisional),
         tokens=Role.TOKENS in role,
     )
-    return Process(app, broker, ledger, writer, feed, chores, proofs, keyring, provisional, ground.unusable)
+    kept = Kept(ledger=ledger, origin=ledger.origin, proofs=proofs, shelves=shelves_of(config))
+    archivist = None
+    if archive is not None:
+        archivist = Archivist(ledger=ledger, archive=archive, checkpoint=proofs.checkpoint, root=proofs.root)
+    safekeeping = Safekeeping(
+        kept=kept,
+        writer=writer,
+        on_stop=ground.stop,
+        now=ground.now,
+        archivist=archivist,
+        archive_after_ms=None if config.retention.days is None else config.retention.days * 86_400_000,
+    )
+    return Process(
+        app, broker, ledger, writer, feed, chores, proofs, keyring, provisional, safekeeping, ground.unusable
+    )
 
 
 def _ledger_time(ledger: OpenLedger, now: Now) -> Now:
@@ -285,6 +308,8 @@ def _chores(config: Config, process: Process, role: Role) -> list[Chore]:
             Chore("provisional", 0.5, process.provisional.retry),
             Chore("housekeep", 2.0, chores.housekeep),
             Chore("keys", 30.0, chores.keys),
+            Chore("archive", 3_600.0, process.safekeeping.archive),
+            Chore("keep", config.kept.every_s, process.safekeeping.keep),
         ]
     return every
 

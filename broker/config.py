@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from broker.errors import ConfigurationInvalid, Problem
 from broker.files import read_regular
 from broker.sections import (
+    KeptSection,
     KeysSection,
     LedgerSection,
     LimitsSection,
@@ -27,6 +28,7 @@ from broker.sections import (
     PoliciesSection,
     PublicUrl,
     RegistrySection,
+    RetentionSection,
     Section,
     ServeSection,
     SignalsSection,
@@ -78,6 +80,8 @@ class Config(BaseSettings):
     )
     serve: ServeSection = ServeSection()
     ledger: LedgerSection = LedgerSection()
+    kept: KeptSection = KeptSection()
+    retention: RetentionSection = RetentionSection()
     registry: RegistrySection = RegistrySection()
     policies: PoliciesSection = PoliciesSection()
     keys: KeysSection

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from broker.ledger import LedgerStopped, Now
+from broker.ledger.archive import Archivist
 from broker.ledger.commands.custody import RaiseAlarm
 from broker.ledger.kept import KeepingFailed, Kept
 from broker.ledger.writer import Writer
@@ -19,11 +20,22 @@ TOLERATED_MS = 60_000
 class Safekeeping:
     """Keeps checkpoints, and tells when that fails: in the log at once, and as one alarm if it goes on."""
 
-    def __init__(self, *, kept: Kept, writer: Writer, on_stop: Callable[[LedgerStopped], None], now: Now) -> None:
+    def __init__(
+        self,
+        *,
+        kept: Kept,
+        writer: Writer,
+        on_stop: Callable[[LedgerStopped], None],
+        now: Now,
+        archivist: Archivist | None = None,
+        archive_after_ms: int | None = None,
+    ) -> None:
         self._kept = kept
         self._writer = writer
         self._on_stop = on_stop
         self._now = now
+        self._archivist = archivist
+        self._archive_after_ms = archive_after_ms
         self._failing_since: int | None = None
         self._alarmed = False
 
@@ -45,6 +57,13 @@ class Safekeeping:
             return
         self._tell(failed)
         await self._alarm(failed)
+
+    async def archive(self) -> None:
+        """Move what is older than the audit period into the archive."""
+        if self._archivist is not None and self._archive_after_ms is not None:
+            moved = await asyncio.to_thread(self._archivist.run, self._now() - self._archive_after_ms)
+            if moved.stop > moved.start:
+                log.info("archived", events=moved.stop - moved.start, before=moved.stop)
 
     def failing_ms(self) -> int:
         """For how long a checkpoint could not be kept somewhere; 0 while all is well."""

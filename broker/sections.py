@@ -45,6 +45,15 @@ def public_url(value: str) -> str:
     return value
 
 
+def _kept_at(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("https", "http") or not parts.hostname or "@" in parts.netloc:
+        raise ValueError("must be a URL without user information")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        raise ValueError("must be https: plain http is for loopback only")
+    return value
+
+
 def _networks(value: str) -> str:
     for part in filter(None, (part.strip() for part in value.split(","))):
         ipaddress.ip_network(part)  # raises ValueError, with a sentence
@@ -132,6 +141,62 @@ class LedgerSection(Section):
         """A file of this machine that belongs to the ledger."""
         base = self.path if self.url is None else self.state_path / "ledger"
         return base.with_name(base.name + suffix)
+
+
+class KeptSection(Section):
+    """Where checkpoints are kept outside of the ledger's store: a roll-back is noticed at the next start."""
+
+    file: Path | None = Field(
+        default=None, description="A file, best on another disk than the ledger's. Its directory must exist."
+    )
+    url: Annotated[str, AfterValidator(_kept_at)] | None = Field(
+        default=None,
+        description="An object: read with GET, replaced with PUT, as pre-authorised or internal object stores take it.",
+    )
+    authorization: SecretStr | None = Field(
+        default=None, description="The `Authorization` header for `url`; meant for the environment."
+    )
+    witness_url: Annotated[str, AfterValidator(_kept_at)] | None = Field(
+        default=None, description="Submission prefix of a C2SP witness: `/add-checkpoint` is added to it."
+    )
+    witness_key: str | None = Field(
+        default=None, description="The witness's key for cosignatures, `name+hash+key`. Needed with `witness_url`."
+    )
+    every_s: int = Field(
+        default=10,
+        ge=1,
+        le=3_600,
+        description="How often the newest checkpoint is kept, in seconds: what was written since could be rolled back "
+        "unnoticed.",
+    )
+
+    @model_validator(mode="after")
+    def _witness(self) -> "KeptSection":
+        if (self.witness_url is None) != (self.witness_key is None):
+            raise ValueError("give witness_url and witness_key together")
+        return self
+
+
+class RetentionSection(Section):
+    """How long events stay in the store."""
+
+    archive_path: Path | None = Field(
+        default=None,
+        description="Directory of the archive, shared by all brokers. Events are moved there, and read from there.",
+    )
+    days: int | None = Field(
+        default=None,
+        ge=31,
+        le=36_500,
+        description="The audit period: older events are moved to the archive, and personal texts with them are erased. "
+        "Empty: never by itself; `taskpass ledger archive` does it.",
+    )
+
+    @model_validator(mode="after")
+    def _with_an_archive(self) -> "RetentionSection":
+        if self.days is not None and self.archive_path is None:
+            raise ValueError("days needs archive_path: nothing is removed that is not kept elsewhere")
+        return self
 
 
 class RegistrySection(Section):

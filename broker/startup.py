@@ -14,6 +14,7 @@ from broker.ledger import LedgerStopped, Now, OpenLedger
 from broker.ledger.commands.admin import RefuseReload, Started, StopIssuance, Together
 from broker.ledger.proofs import Proofs
 from broker.ledger.writer import Writer
+from broker.safekeeping import Safekeeping
 from broker.service import Broker
 from broker.upkeep import Chores
 from broker.web.feed import Feed
@@ -45,6 +46,7 @@ class Process:
     proofs: Proofs
     keyring: Keyring
     provisional: ProvisionalKills
+    safekeeping: Safekeeping
     unusable: "asyncio.Future[LedgerStopped]"
 
 
@@ -53,6 +55,8 @@ async def begin(process: Process, entry: "Entry") -> None:
 
     When the ledger cannot be written now, that waits: the kill switch is needed most while something is broken.
     """
+    for concern in process.ledger.concerns:
+        log.warning("ledger_in_danger", why=concern)
     has_rules = bool(process.ledger.head.registry_hash)
     if has_rules:
         await process.broker.admin.catch_up()

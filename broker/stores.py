@@ -7,13 +7,18 @@ open_ledger(config)     the ledger, to be used by a broker or by a command besid
 import time
 
 from broker.config import Config
+from broker.errors import ConfigurationInvalid
 from broker.files import secret_in
 from broker.keystore import keyring_of, sealer_of
 from broker.ledger import Now, OpenLedger
+from broker.ledger.checkpoint import NoteInvalid
 from broker.ledger.commands.admin import FirstKeys, PublishNextKey
+from broker.ledger.kept import FileShelf, HttpShelf, Shelf
 from broker.ledger.sqlite import SqliteLedger
 from broker.ledger.sqlite_audit import SqliteStore
+from broker.ledger.targets import SqliteTarget, Target
 from broker.ledger.verify import Store
+from broker.ledger.witness import Witness, WitnessKey
 from broker.signals import Signals
 from broker.signals.memory import MemorySignals
 
@@ -26,7 +31,9 @@ __all__ = [
     "open_ledger",
     "sealer_of",
     "secret_in",
+    "shelves_of",
     "signals_of",
+    "target_of",
     "upgrade",
     "wall_clock",
 ]
@@ -114,6 +121,32 @@ def ledger_to_verify(config: Config) -> Store:
 
     url = config.ledger.url.get_secret_value()
     return PostgresStore(url, ledger_place(config))
+
+
+def shelves_of(config: Config) -> list[Shelf]:
+    """Where checkpoints are kept outside of the store. Raises ConfigurationInvalid."""
+    section, found = config.kept, list[Shelf]()
+    if section.file is not None:
+        found.append(FileShelf(section.file))
+    if section.url is not None:
+        secret = section.authorization
+        found.append(HttpShelf(section.url, authorization=secret.get_secret_value() if secret else None))
+    if section.witness_url is not None and section.witness_key is not None:
+        try:
+            found.append(Witness(section.witness_url, WitnessKey(section.witness_key)))
+        except NoteInvalid as error:
+            raise ConfigurationInvalid(f"kept.witness_key cannot be used: {error}.") from error
+    return found
+
+
+def target_of(config: Config, *, now: Now = wall_clock) -> Target:
+    """Where the configured ledger would be, for an import."""
+    if config.ledger.url is None:
+        return SqliteTarget(config.ledger.path, now=now)
+    from broker.ledger.postgres_target import PostgresTarget
+
+    url = config.ledger.url.get_secret_value()
+    return PostgresTarget(url, ledger_place(config), clock=_instead_of_the_databases(now))
 
 
 def ledger_place(config: Config) -> str:

@@ -76,7 +76,7 @@ class Evidence:
                     or grant.task != task_id
                     or not may_see(self._rules.current.registry, caller, grant.agent)
                 ):
-                    raise missing
+                    return self._archived_task(r, caller, task_id, missing)
                 event = self._proofs.event(r, grant.seq)
                 return {
                     "task": task_id,
@@ -106,6 +106,30 @@ class Evidence:
                 "head": _head(r),
             }
 
+    def _archived_task(self, r: Reader, caller: Caller, task_id: str, missing: NotFound) -> dict[str, Any]:
+        """How a task began whose rows went with the archived events. Raises InArchive where there is no archive."""
+        try:
+            address = parse_id(task_id, kind="tsk")
+        except ValueError:
+            raise missing from None
+        if not is_here(r, address) or address.seq >= r.head().archived:
+            raise missing
+        event = self._proofs.event(r, address.seq)
+        agent = str(event.body.get("agent"))
+        if event.body.get("task") != task_id or not may_see(self._rules.current.registry, caller, agent):
+            raise missing
+        return {
+            "task": task_id,
+            "agent": agent,
+            "state": "archived",
+            "opened": event.t,
+            "purpose": None,
+            "trigger": {"kind": event.body["trigger"]} if "trigger" in event.body else "implicit",
+            "events": [self._explained(r, event)],
+            "complete": event.type == "issued",
+            "head": _head(r),
+        }
+
     def _explained(self, r: Reader, event: StoredEvent) -> dict[str, Any]:
         """An event as a reviewer reads it. `after` says how the credential stands now."""
         body = {key: value for key, value in event.body.items() if key != "proof"}
@@ -113,12 +137,15 @@ class Evidence:
         if event.type in _OUTCOMES:
             told["decision_id"] = make_id("dec", epoch_of(r, event.seq), event.seq)
         if event.type == "issued":
-            told["after"] = self._standing(r, event.seq)
+            told["after"] = self._standing(r, event)
         return told
 
-    def _standing(self, r: Reader, seq: int) -> dict[str, Any]:
+    def _standing(self, r: Reader, event: StoredEvent) -> dict[str, Any]:
+        seq = event.seq
         grant = views.grant(r, seq)
         if grant is None:
+            if seq < r.head().archived:  # its row went with the event; nothing that old is alive
+                return {"state": "over", "until": event.body["exp"] * 1000}
             return {"state": "failed"}
         claims = claims_of(grant, make_id("grt", epoch_of(r, seq), 0)[:-1])
         killed_by = views.kill_of(r, claims, grant.kid)
