@@ -175,6 +175,10 @@ class OpenLedger(Ledger, Protocol):
     def origin(self) -> str:
         """Its name in its checkpoints."""
 
+    @property
+    def concerns(self) -> Sequence[str]:
+        """What in the store's own settings endangers it, as found when it was opened; sentences for people."""
+
     def close(self) -> None:
         """Let go of the store. Later calls raise."""
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from copy import copy
-from typing import Any, Final, NamedTuple, NoReturn, Self
+from typing import Any, Final, NoReturn, Self
 from urllib.parse import urlsplit
 
 import psycopg
@@ -29,13 +29,14 @@ from broker.ledger import (
     Now,
     OutcomeUnknown,
 )
-from broker.ledger.heads import SELECT_HEAD, LastSeen, Seen, Stored, head_of, leaf_at, look
+from broker.ledger.heads import SELECT_HEAD, LastSeen, Seen, Stored, head_of, look
+from broker.ledger.postgres_doubt import Doubt, Turn, state_of
 from broker.ledger.postgres_link import Link, is_damage, is_missing_table, is_store_fault
 from broker.ledger.postgres_puts import Key
 from broker.ledger.postgres_readers import READ_S, Reach, Readers, patience_s
 from broker.ledger.postgres_schema import create_schema, is_ledger, recognise, upgrade_schema
 from broker.ledger.postgres_watch import CLOCK, StoreClock, Watch
-from broker.ledger.transaction import Again, Outcome, Poisoned, begin_history, run
+from broker.ledger.transaction import Again, Poisoned, begin_history, run
 
 TURN_TIMEOUT_S: Final = 1.0
 WRITE_S: Final = 1.2
@@ -62,31 +63,6 @@ _PRIORITY_TURN: Final = (
     + ", pg_current_xact_id()::text, pg_backend_pid()"
 )
 _SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; " + SELECT_HEAD
-
-
-class _Turn(NamedTuple):
-    """A write transaction that holds the head row."""
-
-    stored: Stored
-    now: int  # the database's clock, ms
-    transaction: str  # its id, by which the outcome can be asked for
-    backend: int
-
-
-class _Doubt(NamedTuple):
-    """A transaction whose COMMIT was sent, and not answered."""
-
-    turn: _Turn
-    outcome: Outcome
-    commands: Sequence[Command]
-
-    def unheard(self) -> list[Command]:
-        """What its commands want written if it is committed after all."""
-        asked = [
-            (getattr(command, "unheard", None), result)
-            for command, result in zip(self.commands, self.outcome.results, strict=True)
-        ]
-        return [due for ask, result in asked if ask is not None and (due := ask(result)) is not None]
 
 
 class _Reader:
@@ -122,6 +98,7 @@ class PostgresLedger:
     ) -> None:
         """`first` is a connection at rest, `now` the database's clock a moment ago."""
         self.origin = origin
+        self.concerns: Sequence[str] = ()
         self._connect = connect
         self._clock = clock
         self._write_s = write_s
@@ -130,7 +107,7 @@ class PostgresLedger:
         self._seen = LastSeen(seen)
         self._writing = threading.Lock()  # one transaction at a time on the one writing connection
         self._writer: Link | None = None
-        self._doubt: _Doubt | None = None
+        self._doubt: Doubt | None = None
         self._due: list[Command] = []  # to be written with the next batch
         self._reach = Reach()
         self._readers = Readers(connect, first=first)
@@ -189,13 +166,16 @@ class PostgresLedger:
                 seen, origin = look(link)
                 (lock,) = link.execute("SELECT 'head'::regclass::oid::int").fetchone()
                 (now,) = link.execute(CLOCK).fetchone()
+                concerns = link.concerns()
                 link.commit()
             except psycopg.Error as error:
                 raise _unreachable(error, place) from error
             stack.pop_all()  # from here on the ledger's `close` does it
-            return cls(
+            ledger = cls(
                 connect=connect, first=link, clock=clock, seen=seen, origin=origin, lock=lock, now=now, write_s=write_s
             )
+            ledger.concerns = concerns
+            return ledger
 
     @property
     def head(self) -> Head:
@@ -276,7 +256,7 @@ class PostgresLedger:
             now = self._clock() if self._clock else turn.now
             outcome = run(link, seen, now, commands, isolate=isolate)
             if outcome.changed:
-                self._commit(link, _Doubt(turn, outcome, commands))
+                self._commit(link, Doubt(turn, outcome, commands))
             else:
                 link.script("ROLLBACK")
         except BaseException:
@@ -286,7 +266,7 @@ class PostgresLedger:
         self._watch.bump()
         return outcome.results
 
-    def _take_turn(self, *, priority: bool) -> tuple[Link, _Turn]:
+    def _take_turn(self, *, priority: bool) -> tuple[Link, Turn]:
         """The writing connection, holding the head row. One that died while it was idle is replaced."""
         link = self._writer
         if link is None or link.ended():
@@ -298,13 +278,13 @@ class PostgresLedger:
             *_, head, (now, transaction, backend) = link.script(self._turns[priority])
             self._store_clock.set(now)
             self._reach.found()
-            return link, _Turn(head_of(head), now, transaction, backend)
+            return link, Turn(head_of(head), now, transaction, backend)
         except BaseException as error:
             self._undo(link)
             self._stop_if_gone(error)
             raise
 
-    def _commit(self, link: Link, doubt: _Doubt) -> None:
+    def _commit(self, link: Link, doubt: Doubt) -> None:
         """COMMIT. When its answer is lost, look: what PostgreSQL did decides what is answered."""
         try:
             link.commit(self._notify)
@@ -326,7 +306,7 @@ class PostgresLedger:
             try:
                 with closing(self._connect()) as link:
                     link.within(max(deadline - time.monotonic(), 0.05))
-                    state = _state_of(link, doubt)
+                    state = state_of(link, doubt)
                     if state != "in progress":
                         self._doubt = None
                         return state == "committed"
@@ -405,21 +385,6 @@ def place_of(url: str) -> str:
     """The URL without user, password and options: for people to read."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _state_of(link: Link, doubt: _Doubt) -> str:
-    """What became of a transaction: committed, aborted, or in progress; then it is ended, which settles it."""
-    turn, staged = doubt.turn, doubt.outcome.staged
-    (state,) = link.execute("SELECT pg_xact_status(CAST(? AS xid8))", (turn.transaction,)).fetchone()
-    if state == "in progress":
-        link.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE pid = ? AND backend_xid = CAST(CAST(? AS xid8) AS xid)",
-            (turn.backend, turn.transaction),
-        )
-    elif state == "committed" and staged and leaf_at(link, staged[-1][0]) != staged[-1][2]:
-        return "aborted"  # another server's transaction of that number: ours was lost with the server that had it
-    return str(state)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from ipaddress import ip_address
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -77,6 +78,21 @@ class Link:
             link.close()
             raise
         return link
+
+    def concerns(self) -> list[str]:
+        """What endangers a ledger at the other end of this connection, in sentences for people."""
+        found = []
+        settings = "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'"
+        for (name,) in self.run(settings).fetchall():
+            found.append(
+                f"PostgreSQL runs with {name}=off: after a power failure the ledger may be damaged or shorter."
+            )
+        address = self._connection.info.hostaddr
+        if address and not ip_address(address).is_loopback and not self._connection.pgconn.ssl_in_use:
+            found.append(
+                "The connection to PostgreSQL crosses a network without TLS: set sslmode=verify-full in its URL."
+            )
+        return found
 
     def within(self, seconds: float) -> None:
         """From now on everything together has this long; then psycopg.OperationalError is raised."""

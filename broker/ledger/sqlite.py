@@ -105,6 +105,7 @@ class SqliteLedger:
     ) -> None:
         self.path = path
         self.origin = origin
+        self.concerns: Sequence[str] = ()  # what matters is set here, with every connection
         self._now = now
         self._connection = connection
         self._turns = turns

@@ -323,6 +323,17 @@ def test_a_full_disk(made: PostgresMade) -> None:
         os.system(f"umount {place}")
 
 
+def test_a_server_that_may_lose_what_it_confirmed_is_a_concern(made: PostgresMade) -> None:
+    assert made.open().concerns == []
+    unsafe = server_or_skip(fsync="off")
+    try:
+        (concern,) = (other := PostgresMade(unsafe)).open().concerns
+        assert "fsync=off" in concern
+        other.close()
+    finally:
+        unsafe.close()
+
+
 # --- Other brokers ----------------------------------------------------------------------------------------------------
 
 
