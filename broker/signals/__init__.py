@@ -5,11 +5,17 @@ ledger, and who hears nothing looks there all the same. A count can make a limit
 lift it. So the loss of all this, or its lies, may slow things, and change no answer.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
 INTERVAL_S = 60.0
 """What `count` counts within. It begins with the first of a name, and is started anew when it is over."""
+
+
+def loop_time() -> float:
+    """The running event loop's clock, in seconds: it only moves forward, and nobody sets it."""
+    return asyncio.get_running_loop().time()
 
 
 class Signals(Protocol):
@@ -39,4 +45,4 @@ class Signals(Protocol):
         ...
 
 
-__all__ = ["INTERVAL_S", "Signals"]
+__all__ = ["INTERVAL_S", "Signals", "loop_time"]

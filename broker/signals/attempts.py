@@ -6,14 +6,13 @@ stranger may write into an assertion, would let anybody lock out the one who is 
 
 import ipaddress
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 from broker.errors import TooManyAttempts
-from broker.signals import INTERVAL_S, Signals
+from broker.signals import INTERVAL_S, Signals, loop_time
 
 FLOOR: Final = 8
 """An address is never refused here, whatever the other brokers are said to have seen, before it has failed here as
@@ -32,7 +31,7 @@ class _Failures:
 class Attempts:
     """Failures by address, within intervals of `INTERVAL_S`. A limit of 0 is none."""
 
-    def __init__(self, *, limit: int, signals: Signals, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, limit: int, signals: Signals, clock: Callable[[], float] = loop_time) -> None:
         self._limit = limit
         self._signals = signals
         self._clock = clock

@@ -1,12 +1,11 @@
 """Signals within one process: of a broker that has the machine for itself, and between the brokers of a test."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from broker.signals import INTERVAL_S
+from broker.signals import INTERVAL_S, loop_time
 
 _NAMES: Final = 10_000
 
@@ -14,7 +13,7 @@ _NAMES: Final = 10_000
 class Hub:
     """What the signals of one process meet at."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, clock: Callable[[], float] = loop_time) -> None:
         self._clock = clock
         self._counts: dict[str, tuple[float, int]] = {}  # in the order in which their intervals began
         self.members: dict[object, Callable[[], object]] = {}

@@ -7,7 +7,6 @@ grows, with jitter, so that brokers do not return all at once. Callers never wai
 
 import asyncio
 import secrets
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from broker.signals import INTERVAL_S
+from broker.signals import INTERVAL_S, loop_time
 
 log = structlog.get_logger(__name__)
 
@@ -118,8 +117,8 @@ class RedisSignals:
             if message is None and asked:
                 raise TimeoutError("Redis is silent")
             asked = message is None
-            messages = messages + 1 if int(time.monotonic()) == second else 1
-            second = int(time.monotonic())
+            messages = messages + 1 if int(loop_time()) == second else 1
+            second = int(loop_time())
             if messages > _FLOOD:
                 raise OverflowError("more messages than brokers can have sent")
             if message is not None and message["type"] == "subscribe":
@@ -132,11 +131,11 @@ class RedisSignals:
     def _wake_soon(self) -> None:
         """Wake the one who listens here, once for all that comes in within a moment."""
         if self._wake is None:
-            loop = asyncio.get_running_loop()
-            self._wake = loop.call_at(max(loop.time(), self._woken + _GAP_S), self._wake_now)
+            at = max(loop_time(), self._woken + _GAP_S)
+            self._wake = asyncio.get_running_loop().call_at(at, self._wake_now)
 
     def _wake_now(self) -> None:
-        self._wake, self._woken = None, asyncio.get_running_loop().time()
+        self._wake, self._woken = None, loop_time()
         self._moved()
 
     # --- Sending ------------------------------------------------------------------------------------------------------
@@ -188,13 +187,13 @@ async def _again(part: Callable[[], Awaitable[None]]) -> None:
     shortest, longest = PAUSE_S
     pause, told = shortest, False
     while True:
-        began = time.monotonic()
+        began = loop_time()
         try:
             await part()
         except Exception as error:  # noqa: BLE001  (whatever Redis did, the broker goes on without it)
             if not told:
                 log.warning("signals_lost", part=part.__name__, error=type(error).__name__)
-        held = time.monotonic() - began > longest
+        held = loop_time() - began > longest
         pause, told = (shortest, False) if held else (min(pause * 2, longest), True)
         await asyncio.sleep(pause * (0.5 + secrets.randbelow(1000) / 2000))
 

@@ -53,7 +53,7 @@ def failures_until_refused(attempts: Attempts, *, most: int = 1000) -> int:
 
 
 def test_an_address_waits_once_it_has_failed_so_often():
-    attempts = Attempts(limit=20, signals=MemorySignals(), clock=Clock())
+    attempts = Attempts(limit=20, signals=Said(), clock=Clock())
     assert failures_until_refused(attempts) == 20
     assert not refused(attempts, "192.0.2.8")
     with pytest.raises(TooManyAttempts) as told:
@@ -71,7 +71,8 @@ def test_it_may_try_again_when_the_interval_is_over():
 
 
 def test_two_brokers_count_together():
-    hub, clock = Hub(), Clock()
+    clock = Clock()
+    hub = Hub(clock=clock)
     one, other = (Attempts(limit=80, signals=MemorySignals(hub=hub), clock=clock) for _ in range(2))
     assert failures_until_refused(one) == 80
     assert failures_until_refused(other) == 80 // FLOOR
@@ -93,7 +94,7 @@ def test_this_machine_and_what_has_no_address_are_never_refused(address):
 
 
 def test_one_ipv6_network_is_one_address():
-    attempts = Attempts(limit=2, signals=MemorySignals(), clock=Clock())
+    attempts = Attempts(limit=2, signals=Said(), clock=Clock())
     attempts.failed("2001:db8::1")
     attempts.failed("2001:db8::2:3:4:5")
     assert refused(attempts, "2001:db8::abcd")
@@ -101,7 +102,7 @@ def test_one_ipv6_network_is_one_address():
 
 
 def test_no_limit_is_none():
-    assert failures_until_refused(Attempts(limit=0, signals=Said(1 << 40)), most=100) == 100
+    assert failures_until_refused(Attempts(limit=0, signals=Said(1 << 40), clock=Clock()), most=100) == 100
 
 
 def test_a_flood_of_addresses_is_bounded():
