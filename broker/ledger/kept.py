@@ -264,8 +264,10 @@ class Kept:
         return open_checkpoint(note, keys=keys, origin=self._origin)
 
     def newest(self, *, covering: int = -1) -> str:
-        """See `History`."""
-        return self._proofs.checkpoint(covering=covering)
+        """See `History`. Covers all events, however young: after the last one nobody may write for hours."""
+        with self._ledger.read() as r:
+            size = r.head().size
+        return self._proofs.checkpoint(covering=max(covering, size - 1))
 
     def extension(self, first: int, second: int) -> list[str]:
         """See `History`."""

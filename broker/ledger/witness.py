@@ -69,8 +69,9 @@ class Witness:
         for _ in range(_TRIES):
             note = history.newest(covering=self._known - 1)
             claim = unverified_checkpoint(note)
-            if claim.size < self._known:  # which was compared: it is a history that was given up
-                raise self._keeps_to_another()
+            if claim.size < self._known:
+                history.compare(Checkpoint("", self._known, UNKNOWN_ROOT))
+                raise self._keeps_to_another()  # to what an operator has given up
             status, told = self._add(history, note, claim)
             if status == 200:
                 return
