@@ -1,23 +1,33 @@
 """A ledger that was rolled back does not serve until an operator accepts it; then nothing old is worth anything."""
 
+import asyncio
+import contextlib
 import shutil
+import socket
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+import uvicorn
+from pydantic import SecretStr
 
+from broker.app import Process, running
 from broker.config import KeptSection
 from broker.custody import accept, copy_out, move_in
 from broker.ledger import LedgerShrunk, LedgerStopped
 from broker.ledger.kept import LedgerRolledBack
 from broker.ledger.verify import verify_store
-from broker.stores import ledger_to_verify
-from tests.kit import Broker, Home
+from broker.sdk.errors import InvalidToken, SdkError
+from broker.sdk.verifier import Verifier
+from broker.stores import ledger_to_verify, wall_clock
+from tests.kit import INVOICES, Broker, Home
+from tests.ledger.postgres import Server, server_or_skip
 
 
 @pytest.fixture
@@ -240,3 +250,120 @@ def test_an_object_store_keeps_it_too(
     broker.close()
     accept(home.config, actor="a", reason="r", hold=False, now=home.clock)
     assert start().granted()
+
+
+# --- On PostgreSQL, and as verifiers see it ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    server = server_or_skip(fsync="off")
+    yield server
+    server.close()
+
+
+def test_a_restored_database_serves_nobody_until_it_is_accepted(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASKPASS_TEST_POSTGRES", server.url())
+    home = keeping(Home(tmp_path / "broker"), file=tmp_path / "checkpoint")
+    with closing(Broker(home)) as broker:
+        before = broker.granted()["access_token"]
+    assert home.config.ledger.url is not None
+    url = home.config.ledger.url.get_secret_value()
+    database = url.rpartition("/")[2]
+    server.run(f"CREATE DATABASE backup_{database} TEMPLATE {database}")
+    with closing(Broker(home)) as broker:
+        after = broker.granted()["access_token"]
+        keep(broker)
+    section = home.config.ledger.model_copy(update={"url": SecretStr(url.replace(database, f"backup_{database}"))})
+    home.config = home.config.model_copy(update={"ledger": section})
+    with pytest.raises(LedgerRolledBack):
+        Broker(home)
+    accept(home.config, actor="ops-anna", reason="test", hold=False, now=home.clock)
+    with closing(Broker(home)) as broker:
+        assert not broker.active(before)
+        assert not broker.active(after)
+        assert broker.granted()
+    assert verify_store(ledger_to_verify(home.config)).sound
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_verifier_refuses_all_that_is_old_and_takes_what_is_new(tmp_path: Path) -> None:
+    """One verifier lives through the restore; before and after it the broker stands at the same address."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    issuer = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    home = Home(tmp_path / "broker", clock=wall_clock, issuer=issuer)
+    section = home.config.serve.model_copy(update={"control_url": None})
+    home.config = home.config.model_copy(update={"serve": section})
+    keeping(home, file=tmp_path / "checkpoint")
+
+    async def story() -> None:
+        async with Verifier(issuer=issuer, audience=INVOICES, identity=Said(home, "billing")) as verifier:
+            async with serving(home, listening) as process:
+                await fresh(verifier)
+                before = await token(home)
+                assert verifier.verify(before).agent == "dispute-bot"
+                copy = backup(home)
+                after = await token(home)
+                assert verifier.verify(after)
+                await process.safekeeping.keep()
+            restore(home, copy)
+            with pytest.raises(LedgerRolledBack):
+                async with serving(home, listening):
+                    pass
+            accept(home.config, actor="ops-anna", reason="test", hold=False)
+            async with serving(home, listening):
+                new = await token(home)
+                await fresh(verifier)
+                assert verifier.verify(new).agent == "dispute-bot"
+                for old in (before, after):
+                    with pytest.raises(InvalidToken):
+                        verifier.verify(old)
+
+    async def fresh(verifier: Verifier) -> None:
+        """Wait until the verifier has heard of the broker that stands there now."""
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    verifier.verify(await token(home))
+                except (SdkError, httpx2.HTTPError):
+                    await asyncio.sleep(0.05)
+                else:
+                    return
+
+    asyncio.run(story())
+    listening.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(home: Home, listening: socket.socket) -> AsyncIterator[Process]:
+    async with running(home.config, now=wall_clock) as process:
+        options = uvicorn.Config(process.app, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=2)
+        server = uvicorn.Server(options)
+        task = asyncio.create_task(server.serve([listening.dup()]))
+        try:
+            yield process
+        finally:
+            assert process.feed is not None
+            await process.feed.stop()
+            server.should_exit = True
+            await task
+
+
+async def token(home: Home) -> str:
+    form = {"grant_type": "client_credentials", "client_assertion": home.proof("dispute-bot"), "resource": INVOICES}
+    form["client_assertion_type"] = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+    async with httpx2.AsyncClient(base_url=home.issuer, timeout=10) as http:
+        answer = await http.post("/oauth2/token", data=form)
+    return str(answer.json()["access_token"])
+
+
+class Said:
+    """An identity of the SDK: signs for one verifier."""
+
+    def __init__(self, home: Home, subject: str) -> None:
+        self.home, self.subject = home, subject
+
+    def assertion(self, audience: str) -> str:
+        return self.home.assertion(self.subject, aud=audience)
