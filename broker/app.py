@@ -5,7 +5,7 @@ async with running(config, role=...) as process:
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -22,6 +22,8 @@ from broker.ledger.writer import Writer
 from broker.rules import RulesInForce
 from broker.safekeeping import Safekeeping
 from broker.service import Admin, Broker, Callers, Evidence, Issuance, KillSwitch, Refusals, Tasks
+from broker.service.asks import TokenRequest
+from broker.service.issuance import TokenAnswer
 from broker.service.task_facts import TaskFactsReader
 from broker.signals import Signals
 from broker.signals.attempts import Attempts
@@ -30,6 +32,7 @@ from broker.stops import Stops
 from broker.stores import keyring_of, open_ledger, secret_in, shelves_of, signals_of, wall_clock
 from broker.telemetry.metrics import Metrics
 from broker.telemetry.reports import EVERY_S, Reports
+from broker.telemetry.tracing import Spans
 from broker.upkeep import Chore, Chores, Upkeep
 from broker.web.app import WebSettings, create_app
 from broker.web.exposition import Exposition, Facts
@@ -52,6 +55,7 @@ class _Watch:
     metrics: Metrics
     reports: Reports
     readiness: Readiness
+    spans: Spans
     now: Now  # the host's clock
 
     def exposition(
@@ -70,9 +74,17 @@ class _Watch:
         )
         return Exposition(process=self.name, metrics=self.metrics, reports=self.reports, facts=facts, now=self.now)
 
+    def answered(
+        self, requests: Sequence[TokenRequest], answers: Sequence[TokenAnswer | Exception], seconds: float
+    ) -> None:
+        """The token endpoint's account of one batch."""
+        self.metrics.token_batch(answers, seconds)
+        self.spans.token_batch(requests, answers, seconds)
+
     def wrote(self, commands: int, seconds: float, failed: bool, waiting: int) -> None:  # noqa: FBT001  (a callback)
         """The writer's account of one batch."""
         self.metrics.commit(commands, seconds, failed=failed, waiting=waiting)
+        self.spans.commit(commands, seconds, failed=failed)
         self.readiness.wrote(failed=failed)
 
     async def report(self) -> None:
@@ -113,7 +125,8 @@ def _lay_ground(config: Config, *, role: Role, now: Now, name: str) -> _Ground:
     rules = RulesInForce(ledger=ledger)
     readiness = Readiness(ledger=ledger, rules=rules, now=now)
     reports = Reports(config.ledger.side_file(".metrics"))
-    watch = _Watch(name or (role.name or "all").lower(), Metrics(), reports, readiness, now)
+    spans = Spans.to(config.tracing.endpoint, version=program_version())
+    watch = _Watch(name or (role.name or "all").lower(), Metrics(), reports, readiness, spans, now)
     feed: Feed | None = None
     loop = asyncio.get_running_loop()
     unusable: asyncio.Future[LedgerStopped] = loop.create_future()
@@ -160,6 +173,7 @@ async def running(
         except LedgerUnavailable as error:
             log.error("refusals_lost", error=str(error))
         await writer.close()
+        await asyncio.to_thread(watch.spans.close)
         ledger.close()
 
 
@@ -206,7 +220,7 @@ def _assemble(config: Config, ground: _Ground, *, role: Role) -> Process:
             token_endpoint=f"{iss}/oauth2/token",
             ttl_ms=config.tokens.max_ttl_s * 1000,
             now=now,
-            observe=watch.metrics.token_batch,
+            observe=watch.answered,
         ),
         tasks=Tasks(
             rules=rules,
@@ -254,6 +268,7 @@ def _assemble(config: Config, ground: _Ground, *, role: Role) -> Process:
             action for resource in rules.current.registry.resources.values() for action in resource.actions
         },
         ready=watch.readiness.reasons,
+        spans=watch.spans,
         exposition=watch.exposition(config, ledger, rules, following, provisional),
         tokens=Role.TOKENS in role,
     )

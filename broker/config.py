@@ -34,6 +34,7 @@ from broker.sections import (
     SignalsSection,
     TasksSection,
     TokensSection,
+    TracingSection,
     TransitSection,
     is_loopback,
     public_url,
@@ -91,6 +92,7 @@ class Config(BaseSettings):
     limits: LimitsSection = LimitsSection()
     signals: SignalsSection = SignalsSection()
     metrics: MetricsSection = MetricsSection()
+    tracing: TracingSection = TracingSection()
     log: LogSection = LogSection()
 
     @classmethod

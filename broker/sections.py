@@ -74,6 +74,13 @@ def _redis(value: SecretStr) -> SecretStr:
     return value
 
 
+def _collector(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise ValueError("must be a URL such as http://127.0.0.1:4318/v1/traces")
+    return value
+
+
 Listen = Annotated[str, AfterValidator(_listen)]
 PublicUrl = Annotated[str, AfterValidator(public_url)]
 
@@ -405,6 +412,17 @@ class MetricsSection(Section):
         if self.token is not None and self.token_file is not None:
             raise ValueError("give token_file or token, not both")
         return self
+
+
+class TracingSection(Section):
+    """Spans for OpenTelemetry. Needs the extra `taskpass[otel]`."""
+
+    endpoint: Annotated[str, AfterValidator(_collector)] | None = Field(
+        default=None,
+        description="Where spans go: the URL of an OTLP collector over HTTP, such as "
+        "`http://127.0.0.1:4318/v1/traces`. Without it there are no spans; a request's `traceparent` is kept in its "
+        "events all the same.",
+    )
 
 
 class LogSection(Section):

@@ -23,6 +23,7 @@ CLOCKS = {
     "broker/ledger/postgres_watch.py",
     "broker/ledger/turns.py",
     "broker/ledger/writer.py",
+    "broker/telemetry/tracing.py",
     "broker/service/batching.py",
     "broker/sdk/clock.py",
 }

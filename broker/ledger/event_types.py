@@ -36,7 +36,7 @@ def _table(types: Iterable[EventType]) -> Mapping[str, EventType]:
 
 # What every outcome of a credential request shares (commands.issue.Asked and Verdict).
 _ASKED = "agent workload"
-_ASKED_MAYBE = "proof task resource actions parameters"
+_ASKED_MAYBE = "proof task resource actions parameters traceparent"
 _VERDICT = "outcome policies bundle registry"
 _VERDICT_MAYBE = "why"
 
@@ -91,7 +91,7 @@ EVENT_TYPES = _table(
             "task.opened",
             "One piece of work by one agent begins. Purpose, reference and on whose behalf are commitments.",
             "task agent workload purpose trigger deadline",
-            "proof trigger_ref on_behalf_of heartbeat_ms parent",
+            "proof trigger_ref on_behalf_of heartbeat_ms parent traceparent",
         ),
         _type("task.ended", "The work is over, and so is everything under it.", "task agent reason live", "children"),
         _type("task.expired", "The deadline or a heartbeat was missed.", "task agent reason live", "children"),
@@ -120,7 +120,7 @@ EVENT_TYPES = _table(
             "killed",
             "All that matches and has a lower position is dead, for good.",
             "kill target value matches actor reason tasks",
-            "hold",
+            "hold traceparent",
         ),
         _type("hold.lifted", "The standing stop is over; nothing revives.", "hold target value actor reason"),
         _type(

@@ -14,14 +14,14 @@ class TickBatcher(Generic[T, R]):
     request at once, a loaded one finds its batches growing by themselves.
 
     `process` answers a batch in order; an exception in a slot fails that request only. `observe` is told of each batch,
-    once, by its answers and the seconds that it took.
+    once: its items, its answers, and the seconds that it took.
     """
 
     def __init__(
         self,
         process: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
         *,
-        observe: Callable[[Sequence[R | Exception], float], None] | None = None,
+        observe: Callable[[Sequence[T], Sequence[R | Exception], float], None] | None = None,
     ) -> None:
         self._process = process
         self._observe = observe
@@ -45,13 +45,13 @@ class TickBatcher(Generic[T, R]):
 
     async def _run(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
         answers: Sequence[R | Exception]
-        began = time.perf_counter()
+        items, began = [item for item, _ in batch], time.perf_counter()
         try:
-            answers = await self._process([item for item, _ in batch])
+            answers = await self._process(items)
         except Exception as error:  # noqa: BLE001  (handed to every waiting request, which raises it)
             answers = [error] * len(batch)
         if self._observe is not None:
-            self._observe(answers, time.perf_counter() - began)
+            self._observe(items, answers, time.perf_counter() - began)
         for (_, future), answer in zip(batch, answers, strict=True):
             if future.done():  # the client went away
                 continue

@@ -102,7 +102,7 @@ class Issuance:
         token_endpoint: str,
         ttl_ms: int,
         now: Callable[[], int],
-        observe: Callable[[Sequence[TokenAnswer | Exception], float], None] | None = None,
+        observe: Callable[[Sequence[TokenRequest], Sequence[TokenAnswer | Exception], float], None] | None = None,
     ) -> None:
         self._rules = rules
         self._writer = writer
@@ -261,7 +261,7 @@ class Issuance:
         agent, workload = case.agent, case.workload
         assert agent is not None
         assert workload is not None
-        asked = Asked(agent=agent.id, owner=agent.owner, workload=workload, task=case.request.task, ask=case.ask)
+        asked = Asked(agent.id, agent.owner, workload, case.request.task, case.ask, case.request.traceparent)
         if case.refusal is not None:
             reason, error = case.refusal
             return Refuse(asked, reason, error.sentence, case.verdict)

@@ -17,6 +17,7 @@ from broker.errors import Malformed, NotFound, TaskpassError
 from broker.keys import Keyring
 from broker.service import Broker
 from broker.signals.attempts import Attempts
+from broker.telemetry.tracing import Spans
 from broker.web import audit, oauth, operations, operator, revocations, tasks
 from broker.web.feed import Feed
 from broker.web.guards import check_guards, guard, record
@@ -51,6 +52,7 @@ def create_app(
     scopes: Callable[[], set[str]],
     ready: Ready,
     exposition: Callable[[], bytes] | None = None,
+    spans: Spans | None = None,
     tokens: bool,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
@@ -70,7 +72,7 @@ def create_app(
     app.state.broker, app.state.keyring, app.state.feed = broker, keyring, feed
     app.state.attempts = attempts
     app.state.settings, app.state.scopes, app.state.ready = settings, scopes, ready
-    app.state.exposition = exposition
+    app.state.exposition, app.state.spans = exposition, spans or Spans()
     if tokens:
         app.token_endpoint = oauth.TokenEndpoint(broker, attempts, max_body=settings.max_body)
         app.router.routes.insert(0, Route(_TOKEN, app.token_endpoint, methods=["POST"]))

@@ -25,6 +25,7 @@ from broker.service.asks import (
 )
 from broker.service.issuance import TokenAnswer
 from broker.signals.attempts import Attempts
+from broker.telemetry.tracing import traceparent_in
 from broker.web.guards import authenticated, bearer, record
 from broker.web.http import json_answer, oauth_error, parse_form, read_form, unforeseen
 from issuers.access_token import details
@@ -67,7 +68,7 @@ class TokenEndpoint:
         """1: bounded and read. What is no request is counted, never recorded: nobody has proved an identity yet."""
         try:
             content_type, body = await _read(scope, receive, self._max_body)
-            return read_token_request(parse_form(content_type, body))
+            return read_token_request(parse_form(content_type, body), traceparent=traceparent_in(scope["headers"]))
         except Malformed as error:
             self._broker.refusals.count(error.code)
             raise

@@ -24,6 +24,7 @@ class Asked:
     workload: Workload
     task: str | None  # None: an implicit one-shot task
     ask: Ask | None  # None when the request was refused before it could be read
+    traceparent: str | None = None  # W3C, as the request brought it
 
     def body(self) -> dict[str, Any]:
         """The members that every outcome's event shares."""
@@ -36,6 +37,8 @@ class Asked:
             body["workload"]["instance"] = workload.instance
         if workload.proof is not None:
             body["proof"] = mark_of(workload.proof).hex()
+        if self.traceparent is not None:
+            body["traceparent"] = self.traceparent
         if self.task is not None:
             body["task"] = self.task
         if self.ask is not None:

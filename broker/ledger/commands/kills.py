@@ -63,6 +63,7 @@ class Kill:
     audience: str | None = None
     own_grants_of: str | None = None  # revocation by a client (RFC 7009): only its own credentials exist for it
     alarm: bool = False  # a break-glass key did this
+    traceparent: str | None = None  # W3C, as the request brought it
 
     def apply(self, tx: Tx) -> Killed | KillRefused | Stale:
         if tx.head.registry_hash != self.registry_hash:
@@ -89,6 +90,8 @@ class Kill:
         }
         if hold is not None:
             body["hold"] = hold
+        if self.traceparent is not None:
+            body["traceparent"] = self.traceparent
         tx.append("killed", body)
         close_rows(tx, tasks, TaskState.KILLED, seq, self.reason)
         killed = Killed(kill_id, seq, tx.now, hold, len(tasks), matches)

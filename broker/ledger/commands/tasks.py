@@ -57,6 +57,7 @@ class OpenTask:
     on_behalf_of: str | None = None
     heartbeat_ms: int | None = None
     parent: str | None = None
+    traceparent: str | None = None  # W3C, as the request brought it
 
     def apply(self, tx: Tx) -> TaskOpened | TaskRefused:
         agent, workload = self.caller.agent, self.caller.workload
@@ -91,6 +92,7 @@ class OpenTask:
             "deadline": deadline,
             "heartbeat_ms": self.heartbeat_ms,
             "parent": self.parent,
+            "traceparent": self.traceparent,
             "purpose": keep_text(tx, self.purpose, f"{task}/purpose"),
             "trigger_ref": keep_text(tx, self.trigger_ref, f"{task}/trigger_ref"),
             "on_behalf_of": keep_text(tx, self.on_behalf_of, f"{task}/on_behalf_of"),
