@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -300,3 +301,21 @@ def test_an_import_that_was_killed_leaves_nothing_and_is_run_again(
     assert not ledger_exists(target)
     move_in(target, file, now=home.clock)
     assert sound(target)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_ledger_is_never_held_in_memory(home: Home, elsewhere: Elsewhere, tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "file"
+    with closing(open_ledger(home.config, now=home.clock)) as ledger:
+        for _ in range(10):
+            ledger.commit([Note("x" * 1_000) for _ in range(1_000)])
+    target = elsewhere(home.config, kind)
+    tracemalloc.start()
+    try:
+        move_out(home.config, file, actor="a", reason="r", now=home.clock)
+        move_in(target, file, now=home.clock)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert file.stat().st_size > 10 << 20
+    assert peak < 6 << 20, peak
