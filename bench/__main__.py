@@ -30,6 +30,7 @@ GROUPS = {
     "ledger": "a ledger of a million events",
     "cli": "a token from a cold command",
     "steps": "the cost of each step of the pipeline",
+    "postgres": "PostgreSQL against SQLite, and several brokers on one",
     "curves": "how cost grows",
 }
 BY_DEFAULT = [name for name in GROUPS if name != "curves"]
