@@ -137,8 +137,8 @@ class Keyring:
         return self.signer(rows[-1].kid)
 
     def verifying(self, purpose: Purpose) -> KeySet:
-        """The public keys that may have signed what is still valid, for checking what comes back to us. While the ledger
-        cannot be read, those that were last: an operator's session must open the kill switch then.
+        """The public keys that may have signed what is still valid, for checking what comes back to us. While the
+        ledger cannot be read, those that were last: an operator's session must open the kill switch then.
         """
         known = self._verifying.get(purpose)
         try:
