@@ -5,7 +5,7 @@ somebody rolled the store back, replaced or forked it under us; then this proces
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol
@@ -73,8 +73,15 @@ class LastSeen:
             if (seen.head.size, seen.head.time) >= (self._seen.head.size, self._seen.head.time):
                 self._seen = seen
 
-    def compare(self, queries: Queries, since: Seen, stored: Stored | None = None) -> Seen:
-        """Read the head, unless it has been (`stored`), and refuse one that does not continue `since`.
+    def compare(
+        self,
+        queries: Queries,
+        since: Seen,
+        stored: Stored | None = None,
+        leaves: Mapping[int, bytes] | None = None,
+    ) -> Seen:
+        """Read the head, unless it has been (`stored`, and with it the `leaves` of the last event of `since` and of the
+        last of all), and refuse one that does not continue `since`.
 
         `since` is `now` as it was before the snapshot was taken: a commit between the two must not look like a
         roll-back. Raises LedgerShrunk, LedgerMoved, and LedgerCorrupt when there is no head.
@@ -90,7 +97,11 @@ class LastSeen:
         if head.size == old.size:
             same, leaf = frontier == since.frontier, since.leaf
         else:
-            same, leaf = leaf_at(queries, old.size - 1) == since.leaf, leaf_at(queries, head.size - 1)
+            before, leaf = (
+                leaf_at(queries, size - 1) if leaves is None else leaves.get(size - 1, b"")
+                for size in (old.size, head.size)
+            )
+            same = before == since.leaf
         if not same:
             raise self.stop(LedgerShrunk(f"The ledger's history before position {old.size} was exchanged under us."))
         seen = Seen(head, frontier, leaf)

@@ -62,7 +62,12 @@ _PRIORITY_TURN: Final = (
     + CLOCK
     + ", pg_current_xact_id()::text, pg_backend_pid()"
 )
-_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; " + SELECT_HEAD
+_SNAPSHOT: Final = (
+    "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; "  # noqa: S608  (the number is ours)
+    + SELECT_HEAD
+    + "; SELECT seq, leaf FROM events WHERE seq = {size} - 1;"
+    " SELECT seq, leaf FROM events WHERE seq = (SELECT size - 1 FROM head)"
+)
 
 
 class _Reader:
@@ -204,8 +209,8 @@ class PostgresLedger:
         since = self._seen.now  # before the snapshot is taken, or a commit between the two would look like a roll-back
         link = None
         try:
-            link, stored = self._snapshot()
-            seen = self._seen.compare(link, since, stored)
+            link, stored, leaves = self._snapshot(since)
+            seen = self._seen.compare(link, since, stored, leaves)
             yield _Reader(link, seen.head)
             link.commit()
         except psycopg.Error as error:
@@ -347,13 +352,15 @@ class PostgresLedger:
 
     # --- Reading ------------------------------------------------------------------------------------------------------
 
-    def _snapshot(self) -> tuple[Link, Stored]:
-        """A connection inside a snapshot, and the head in it."""
+    def _snapshot(self, since: Seen) -> tuple[Link, Stored, dict[int, bytes]]:
+        """A connection inside a snapshot, and in it, all in one exchange: the head, and the leaves that show whether it
+        continues `since`.
+        """
         link = self._readers.take()
         try:
             link.within(patience_s())
-            (head,) = link.script(_SNAPSHOT)
-            return link, head_of(head)
+            head, *leaves = link.script(_SNAPSHOT.format(size=since.head.size))
+            return link, head_of(head), dict(row for row in leaves if row is not None)
         except BaseException as error:
             link.close()
             self._stop_if_gone(error)
