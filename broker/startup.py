@@ -57,8 +57,6 @@ async def begin(process: Process, entry: "Entry") -> None:
     """
     for concern in process.ledger.concerns:
         log.warning("ledger_in_danger", why=concern)
-    for concern in process.ledger.concerns:
-        log.warning("ledger_in_danger", why=concern)
     has_rules = bool(process.ledger.head.registry_hash)
     if has_rules:
         await process.broker.admin.catch_up()

@@ -20,6 +20,7 @@ CLOCKS = {
     "broker/attest/fetch.py",
     "broker/ledger/postgres.py",
     "broker/ledger/postgres_link.py",
+    "broker/ledger/postgres_readers.py",
     "broker/ledger/postgres_watch.py",
     "broker/ledger/turns.py",
     "broker/ledger/writer.py",

@@ -90,7 +90,22 @@ class Cursor(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
-class Tx(Protocol):
+class Statements(Protocol):
+    """What commands may do to the projections."""
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
+        """Run one portable statement with `?` placeholders."""
+
+    def put(self, sql: str, params: Sequence[Any] = ()) -> None:
+        """Run a write whose result is not looked at. A store may put it off until something reads its table, so one
+        that cannot be made raises here or later, but before the commit.
+        """
+
+    def claim(self, sql: str, params: Sequence[Any]) -> bool:
+        """Run an `INSERT ... ON CONFLICT DO NOTHING` whose first column is its key: whether the row is new."""
+
+
+class Tx(Statements, Protocol):
     """One write transaction, on the writer's thread."""
 
     epoch: str
@@ -106,17 +121,6 @@ class Tx(Protocol):
 
         The event's row becomes visible to `execute` with the commit, not before.
         """
-
-    def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
-        """Run one portable statement with `?` placeholders."""
-
-    def put(self, sql: str, params: Sequence[Any] = ()) -> None:
-        """Run a write whose result is not looked at. A store may put it off until something reads its table, so one
-        that cannot be made raises here or later, but before the commit.
-        """
-
-    def claim(self, sql: str, params: Sequence[Any]) -> bool:
-        """Run an `INSERT ... ON CONFLICT DO NOTHING` whose first column is its key: whether the row is new."""
 
 
 class Command(Protocol):
@@ -159,11 +163,6 @@ class Ledger(Protocol):
     def read(self) -> AbstractContextManager[Reader]:
         """A snapshot for as long as the context lasts. Raises LedgerUnavailable."""
 
-    def clock(self) -> int:
-        """The store's clock, in ms, as near as it can be told without asking: the database's where brokers share one,
-        else the host's. May step back. Ledger time is this, but never less than `head.time`.
-        """
-
     def data_version(self) -> int:
         """A number that changes when anyone has committed. Costs microseconds, so it can be polled."""
 
@@ -178,6 +177,11 @@ class OpenLedger(Ledger, Protocol):
     @property
     def concerns(self) -> Sequence[str]:
         """What in the store's own settings endangers it, as found when it was opened; sentences for people."""
+
+    def clock(self) -> int:
+        """The store's clock, in ms, as near as it can be told without asking: the database's where brokers share one,
+        else the host's. May step back. Ledger time is this, but never less than `head.time`.
+        """
 
     def close(self) -> None:
         """Let go of the store. Later calls raise."""

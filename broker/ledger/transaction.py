@@ -25,12 +25,8 @@ StagedEvent = tuple[int, bytes, bytes]
 """Position, bytes and leaf hash of an event that is about to be stored."""
 
 
-class Session(Queries, Protocol):
-    """A store's connection, as one transaction uses it."""
-
-    @property
-    def total_changes(self) -> int:
-        """Grows with every row that a statement changed."""
+class PutsOff(Protocol):
+    """What a session does about writes that may wait."""
 
     def put(self, sql: str, params: Sequence[Any]) -> None:
         """See `broker.ledger.Tx.put`."""
@@ -43,6 +39,14 @@ class Session(Queries, Protocol):
 
     def discard(self) -> None:
         """Forget what was put off and not settled."""
+
+
+class Session(Queries, PutsOff, Protocol):
+    """A store's connection, as one transaction uses it."""
+
+    @property
+    def total_changes(self) -> int:
+        """Grows with every row that a statement changed."""
 
     def insert_events(self, events: Sequence[StagedEvent]) -> None:
         """Store events, all in one exchange."""

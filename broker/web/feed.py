@@ -116,11 +116,6 @@ class Feed:
         return self._position
 
     @property
-    def position(self) -> int:
-        """The last position that was looked at."""
-        return self._position
-
-    @property
     def listening(self) -> int:
         """How many instances follow the stream here."""
         return len(self._listeners)
