@@ -5,16 +5,19 @@ PYTHON ?= $(shell for each in /usr/bin/python3 python3; do \
 	done; echo python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
-CODE := broker issuers policies demo bench docs tests
+CODE := broker issuers policies demo deploy bench docs tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak lock clean
+.PHONY: help demo cluster test lint bench soak lock clean
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/runtime  ## Set everything up and show the main job, on this machine alone, in under a minute
 	@$(BIN)/python demo/run.py
+
+cluster: .venv/runtime  ## Run two brokers, PostgreSQL, Redis and nginx on this machine, and kill across them
+	@$(BIN)/python -m deploy.local
 
 test: lint  ## Set everything up, check the code, and run all tests
 	$(BIN)/python -m pytest -n auto --cov --cov-report=term

@@ -30,6 +30,8 @@ GROUPS = {
     "ledger": "a ledger of a million events",
     "cli": "a token from a cold command",
     "steps": "the cost of each step of the pipeline",
+    "postgres": "PostgreSQL against SQLite, and several brokers on one",
+    "redis": "from a kill to the last verifier at another broker, with Redis gone",
     "curves": "how cost grows",
 }
 BY_DEFAULT = [name for name in GROUPS if name != "curves"]

@@ -52,6 +52,11 @@ FIGURES = {
         Figure("ledger_proof_ms", "ms", at_most=5, below=True),
         Figure("ledger_open_1m_s", "s", at_most=2, below=True),
         Figure("cli_token_ms", "ms", at_most=250, below=True),
+        Figure("pg_ratio_c64", "times the rate on SQLite", at_least=0.75),
+        Figure("pg_two_brokers_ratio", "times one broker, modelled", at_least=1.6),
+        Figure("kill_cross_p90_ms", "ms", at_most=50, below=True),
+        Figure("kill_no_redis_p99_ms", "ms", at_most=1_000, below=True),
+        Figure("failover_s", "s", at_most=2, below=True),
     )
 }
 

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 from bench.assertions import Assertions
 from bench.figures import Book
@@ -39,7 +40,7 @@ class Run:
         """How many rounds, seconds or events."""
         return quick if self.quick else normal
 
-    def site(self, **options: int) -> Site:
+    def site(self, **options: Any) -> Site:
         """A fresh broker configuration on free ports."""
         return make_site(Path(mkdtemp(dir=self.scratch)) / "site", port=free_ports(), **options)
 

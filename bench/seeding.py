@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from bench.site import AUDIENCE, SCOPE, Site
-from broker.app import Role, running, wall_clock
+from broker.app import Role, running
 from broker.ledger import Command
 from broker.ledger.commands.issue import Asked, Issue, Issued, Verdict
 from broker.ledger.sqlite import SqliteLedger
 from broker.model import Ask, Proof, Workload
+from broker.stores import wall_clock
 
 _BATCH = 1_000
 

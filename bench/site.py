@@ -6,6 +6,7 @@ other agents and actions, as in an organisation where most policies are about so
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,10 +15,10 @@ from pathlib import Path
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from broker.app import create
 from broker.cli.init import write_skeleton
 from broker.config import Config, load_config
 from broker.jose import Signer
+from broker.stores import create
 
 AGENTS = 50
 AUDIENCE = "https://records.example.com"
@@ -76,13 +77,21 @@ def make_site(
     policies: int = 10,
     workers: int = 1,
     ttl_s: int = 300,
+    database: str | None = None,
+    control: str | None = None,
 ) -> Site:
-    """Write the configuration below `directory`, which must not exist, and make its ledger."""
+    """Write the configuration below `directory`, which must not exist, and make its ledger: a file, or in the empty
+    PostgreSQL database of this URL. `control` is where verifiers are sent, if not to this broker.
+    """
     issuer = f"http://127.0.0.1:{port}"
     write_skeleton(directory, issuer=issuer)
     config = directory / "taskpass.toml"
     text = config.read_text(encoding="utf-8")
     text = text.replace("# workers = 2", f"workers = {workers}").replace("# max_ttl_s = 300", f"max_ttl_s = {ttl_s}")
+    if database is not None:
+        text = text.replace('path = "data/ledger.db"', f'url = "{database}"\nstate_path = "data"')
+    if control is not None:
+        text = text.replace(f'control_url = "http://127.0.0.1:{port + 1}"', f'control_url = "{control}"')
     config.write_text(text.replace('# level = "info"', 'level = "warning"'), encoding="utf-8")
     for name, rows in _registry(agents, others=max(0, policies - 10), ttl_s=ttl_s).items():
         (directory / "registry" / f"{name}.yaml").write_text(yaml.safe_dump({name: rows}), encoding="utf-8")
@@ -95,6 +104,18 @@ def make_site(
     site = Site(directory, issuer, f"http://127.0.0.1:{port + 1}", agents)
     create(site.config)
     return site
+
+
+def another_broker(site: Site, directory: Path, *, port: int) -> Site:
+    """A second broker of the same issuer on the same ledger, at addresses of its own."""
+    shutil.copytree(site.directory, directory)
+    config = directory / "taskpass.toml"
+    text = config.read_text(encoding="utf-8")
+    first = int(site.issuer.rpartition(":")[2])
+    for name, old, new in (("listen", first, port), ("control_listen", first + 1, port + 1)):
+        text = text.replace(f'{name} = "127.0.0.1:{old}"', f'{name} = "127.0.0.1:{new}"')
+    config.write_text(text, encoding="utf-8")
+    return Site(directory, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}", site.agents)
 
 
 def _registry(agents: int, *, others: int, ttl_s: int) -> dict[str, dict[str, object]]:

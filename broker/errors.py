@@ -15,6 +15,7 @@
     ├── Conflict                  409  conflict
     ├── ConfigurationInvalid      422  configuration_invalid
     └── Unavailable               503  temporarily_unavailable
+        └── TooManyAttempts       429  temporarily_unavailable
 
 Each error has a sentence for the caller (`str(error)`) and, apart from it, an `internal` cause that goes to the log
 only. A caller learns what was wrong, the ledger's id for the decision where there is one, and what to do next.
@@ -174,3 +175,9 @@ class Unavailable(TaskpassError):
     def __init__(self, sentence: str, *, retry_after: int = 1, internal: str | None = None) -> None:
         super().__init__(sentence, internal=internal, next=f"Try again in {retry_after} s.")
         self.retry_after = retry_after
+
+
+class TooManyAttempts(Unavailable):
+    """Too many requests from this address have failed to prove an identity: it has to wait, whoever asks."""
+
+    status = 429

@@ -1,21 +1,17 @@
 """The broker's own signing keys: made here, sealed at rest, published before use, rotated by command and by age.
 
 One key, one purpose, one algorithm: ES256 for access tokens, ES256 for session tokens, Ed25519 for ledger checkpoints.
-Public parts live in the ledger's events; private parts are rows sealed with AES-256-GCM under a key that is not in the
-database (a file with checked permissions, or the environment).
+Public parts live in the ledger's events; private parts are rows that `sealing` closed. The keys of access tokens may
+instead stay in a vault, which then signs: their rows hold the name of the key there.
 """
 
-import base64
-import os
+import asyncio
 import secrets
-import stat
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -23,68 +19,23 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_private_key,
 )
 
-from broker.errors import ConfigurationInvalid, Problem, Unavailable
-from broker.jose import KeySet, Signer, load_jwks, public_jwk
-from broker.ledger import Ledger, views
-from broker.ledger.commands.admin import NewKey
+from broker.errors import TaskpassError, Unavailable
+from broker.jose import KeySet, Signer, VerifyingKey, load_jwk, load_jwks, public_jwk
+from broker.jose.sign import joined, signing_input
+from broker.ledger import Ledger, LedgerUnavailable, views
+from broker.ledger.commands.admin import IN_TRANSIT, NewKey
+from broker.sealing import Sealer
+from broker.transit import Transit
 
 Purpose = Literal["token", "session", "checkpoint"]
-_NONCE_BYTES = 12
 
 
-class Sealer:
-    """Seals private keys for the database. Kid and purpose are authenticated with each, so rows cannot be swapped."""
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    """A signing key that stays in a vault."""
 
-    def __init__(self, key: bytes) -> None:
-        if len(key) != 32:
-            raise ConfigurationInvalid("The key that encrypts the signing keys must be 32 bytes, base64.")
-        self._aead = AESGCM(key)
-
-    def seal(self, purpose: Purpose, kid: str, private: bytes) -> bytes:
-        """Nonce and ciphertext."""
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        return nonce + self._aead.encrypt(nonce, private, f"taskpass:{purpose}:{kid}".encode())
-
-    def open(self, purpose: Purpose, kid: str, sealed: bytes) -> bytes:
-        """The private key. Raises ConfigurationInvalid when it was sealed under another key or was changed."""
-        try:
-            return self._aead.decrypt(
-                sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], f"taskpass:{purpose}:{kid}".encode()
-            )
-        except InvalidTag:
-            raise ConfigurationInvalid(
-                f"Signing key {kid} does not open: it was sealed under another encryption key than the configured one."
-            ) from None
-
-    @classmethod
-    def from_file(cls, path: Path) -> "Sealer":
-        """Read the sealing key. Refuses a file that others can read."""
-        try:
-            mode = path.stat().st_mode
-            text = path.read_bytes()
-        except OSError as error:
-            raise ConfigurationInvalid(f"Cannot read the encryption key {path}: {error.strerror}.") from error
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigurationInvalid(
-                "The encryption key file is open to others.", problems=[Problem(f"run: chmod 600 {path}", str(path))]
-            )
-        return cls.from_text(text)
-
-    @classmethod
-    def from_text(cls, text: bytes | str) -> "Sealer":
-        """From base64 (standard or URL-safe) text."""
-        raw = text.encode() if isinstance(text, str) else text
-        try:
-            return cls(base64.b64decode(raw.strip().replace(b"-", b"+").replace(b"_", b"/"), validate=True))
-        except ValueError:
-            raise ConfigurationInvalid("The key that encrypts the signing keys is not base64.") from None
-
-    @staticmethod
-    def create_file(path: Path) -> None:
-        """Write a new random sealing key, readable by its owner only. Refuses to overwrite one."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(base64.b64encode(secrets.token_bytes(32)) + b"\n")
+    name: str
+    public: VerifyingKey
 
 
 def make_key(purpose: Purpose, sealer: Sealer) -> NewKey:
@@ -98,27 +49,83 @@ def make_key(purpose: Purpose, sealer: Sealer) -> NewKey:
 
 
 class Keyring:
-    """The signing keys of this ledger, opened once each."""
+    """The signing keys of this ledger, opened once each. With `transit` it can use those that stay in a vault; with
+    `makes_remote` it makes those of access tokens there.
+    """
 
-    def __init__(self, *, ledger: Ledger, sealer: Sealer, now: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        sealer: Sealer,
+        now: Callable[[], int],
+        transit: Transit | None = None,
+        makes_remote: bool = False,
+    ) -> None:
         self._ledger = ledger
         self._sealer = sealer
         self._now = now
+        self._transit = transit
+        self._makes_remote = makes_remote
         self._signers: dict[str, Signer] = {}
+        self._remote: dict[str, _Remote] = {}
+        self._checkpoint: dict[str, ed25519.Ed25519PrivateKey] = {}
         self._verifying: dict[Purpose, tuple[list[dict[str, Any]], KeySet]] = {}
 
     def make(self, purpose: Purpose) -> NewKey:
-        """A new key, sealed for this ledger."""
+        """A new key, sealed for this ledger. Blocks while a vault is asked. Raises Unavailable."""
+        if purpose == "token" and self._makes_remote and self._transit is not None:
+            name = f"taskpass-token-{secrets.token_hex(8)}"  # a name for each: two brokers never meet at one
+            jwk = self._transit.make_signing_key(name)
+            return NewKey(kid=jwk["kid"], purpose=purpose, jwk=jwk, sealed=IN_TRANSIT + name.encode())
         return make_key(purpose, self._sealer)
+
+    async def sign_all(self, wanted: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[str | Exception]:
+        """Compact JWTs for (kid, typ, claims), in order; the slot of one that cannot be signed holds why. Suspends only
+        when a vault is needed: then for all of one key together.
+        """
+        if any(kid not in self._signers and kid not in self._remote for kid, _, _ in wanted):
+            try:
+                await self.learn()
+            except TaskpassError as error:
+                return [error] * len(wanted)
+        signed: list[str | Exception] = []
+        signer: Signer | None
+        remote: dict[str, list[tuple[int, bytes]]] = {}
+        for kid, typ, claims in wanted:
+            signer = self._signers.get(kid)
+            if signer is not None:
+                signed.append(_or_why(signer, typ, claims))
+                continue
+            if kid in self._remote:
+                remote.setdefault(kid, []).append((len(signed), signing_input(kid, typ, claims)))
+            signed.append(_unknown(kid))
+        for kid, inputs in remote.items():
+            await self._sign_remotely(self._remote[kid], inputs, signed)
+        return signed
+
+    async def learn(self) -> None:
+        """Open keys that were published since, ahead of their use."""
+        await asyncio.to_thread(self.refresh)
+
+    async def _sign_remotely(
+        self, key: _Remote, inputs: Sequence[tuple[int, bytes]], signed: list[str | Exception]
+    ) -> None:
+        assert self._transit is not None
+        try:
+            signatures = await asyncio.to_thread(self._transit.sign, key.name, key.public, [each for _, each in inputs])
+        except Unavailable as error:
+            signatures = [error] * len(inputs)
+        for (slot, each), signature in zip(inputs, signatures, strict=True):
+            signed[slot] = signature if isinstance(signature, Exception) else joined(each, signature)
 
     def signer(self, kid: str) -> Signer:
         """The signer for a kid that the ledger names. Raises Unavailable when there is no such key."""
+        if kid not in self._signers:
+            self._refresh_here(kid)
         signer = self._signers.get(kid)
         if signer is None:
-            self.refresh()
-            signer = self._signers.get(kid)
-            if signer is None:
-                raise Unavailable("The signing key of this commit cannot be opened.", internal=f"kid {kid}")
+            raise _unknown(kid)
         return signer
 
     def session_signer(self) -> Signer:
@@ -130,9 +137,16 @@ class Keyring:
         return self.signer(rows[-1].kid)
 
     def verifying(self, purpose: Purpose) -> KeySet:
-        """The public keys that may have signed what is still valid, for checking what comes back to us."""
-        keys = self.public(purpose)
+        """The public keys that may have signed what is still valid, for checking what comes back to us. While the
+        ledger cannot be read, those that were last: an operator's session must open the kill switch then.
+        """
         known = self._verifying.get(purpose)
+        try:
+            keys = self.public(purpose)
+        except LedgerUnavailable:
+            if known is None:
+                raise
+            return known[1]
         if known is None or known[0] != keys:
             known = self._verifying[purpose] = (keys, load_jwks({"keys": keys}))
         return known[1]
@@ -143,19 +157,34 @@ class Keyring:
             rows = [row for row in views.keys(r, purpose="checkpoint") if row.state == "active"]
         if not rows:
             raise Unavailable("No checkpoint key is active.")
-        key = load_der_private_key(self._sealer.open("checkpoint", rows[-1].kid, rows[-1].sealed), None)
-        assert isinstance(key, ed25519.Ed25519PrivateKey)
-        return key
+        kid = rows[-1].kid
+        if kid not in self._checkpoint:
+            self._refresh_here(kid)
+        return self._checkpoint[kid]
+
+    def _refresh_here(self, kid: str) -> None:
+        """Look for a key at once, unless that might wait for a vault: `learn` opens those, ahead of their use."""
+        if self._transit is not None:
+            raise _unknown(kid)
+        self.refresh()
 
     def refresh(self) -> None:
-        """Open keys that were added since; forget killed ones."""
+        """Open keys that were added since; forget killed ones. Blocks while a vault is asked. Raises Unavailable."""
         with self._ledger.read() as r:
-            rows = [row for row in views.keys(r) if row.purpose in ("token", "session")]
+            rows = views.keys(r)
         for row in rows:
             if row.state == "killed":
                 self._signers.pop(row.kid, None)
-            elif row.kid not in self._signers:
-                key = load_der_private_key(self._sealer.open(_purpose(row), row.kid, row.sealed), None)
+                self._remote.pop(row.kid, None)
+            elif row.sealed.startswith(IN_TRANSIT):
+                if self._transit is not None and row.kid not in self._remote:
+                    name = bytes(row.sealed).removeprefix(IN_TRANSIT).decode()
+                    self._remote[row.kid] = _Remote(name, load_jwk(row.jwk))
+            elif row.kid not in self._signers and row.kid not in self._checkpoint:
+                key = load_der_private_key(self._sealer.open(row.purpose, row.kid, row.sealed), None)
+                if isinstance(key, ed25519.Ed25519PrivateKey):
+                    self._checkpoint[row.kid] = key
+                    continue
                 assert isinstance(key, ec.EllipticCurvePrivateKey)
                 self._signers[row.kid] = Signer(private_key=key, kid=row.kid)
 
@@ -177,5 +206,13 @@ class Keyring:
         return {"keys": published}
 
 
-def _purpose(row: views.KeyRow) -> Purpose:
-    return "session" if row.purpose == "session" else "token"
+def _or_why(signer: Signer, typ: str, claims: Mapping[str, Any]) -> str | Exception:
+    """One that cannot be signed fails alone."""
+    try:
+        return signer.sign(typ, dict(claims))
+    except Exception as error:  # noqa: BLE001  (whatever it is, it is in this one's slot)
+        return error
+
+
+def _unknown(kid: str) -> Unavailable:
+    return Unavailable("The signing key of this commit cannot be opened.", internal=f"kid {kid}")

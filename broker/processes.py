@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import structlog
 import uvicorn
@@ -30,6 +31,8 @@ from broker.errors import TaskpassError
 from broker.ledger import LedgerStopped
 from broker.log import configure_logging
 from broker.model import SystemCaller
+from broker.telemetry.reports import Reports
+from broker.web.connections import SlowClients
 from broker.web.exchange import TokenConnection
 
 log = structlog.get_logger(__name__)
@@ -86,19 +89,34 @@ class _Server(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, *, listening: socket.socket, process: Process, ready: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        *,
+        listening: socket.socket,
+        process: Process,
+        ready: Callable[[], None],
+        slow_clients: SlowClients,
     ) -> None:
         super().__init__(config)
         self._listening = listening
         self._process = process
         self._ready = ready
+        self._slow_clients = slow_clients
         self._acceptor: _Acceptor | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        make = partial(TokenConnection, config=self.config, server_state=self.server_state, app_state={})
+        make = partial(
+            self.config.http_protocol_class, config=self.config, server_state=self.server_state, app_state={}
+        )
         self._acceptor = _Acceptor(self._listening, make)
         self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Every tenth of a second, by Uvicorn."""
+        if counter % 10 == 0:
+            self._slow_clients.look(self.server_state.connections, time.monotonic())
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  (Uvicorn's)
         """Stop serving, and nothing else: raised again after that, as Uvicorn does, the signal would end the process
@@ -123,38 +141,48 @@ def _settle_memory() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-async def serve_one(config: Config, *, role: Role, listening: socket.socket, ready: Callable[[], None]) -> None:
+async def serve_one(
+    config: Config, *, role: Role, listening: socket.socket, ready: Callable[[], None], name: str = ""
+) -> None:
     """One process of the broker, until it is told to stop."""
-    async with running(config, role=role) as process:
+    async with running(config, role=role, name=name) as process:
         _settle_memory()
         if Role.CONTROL in role:
             _reload_on_hangup(process)
         server = _Server(
-            uvicorn.Config(
-                process.app,
-                loop="none",
-                http=TokenConnection,
-                ws="none",
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                date_header=False,
-                proxy_headers=bool(config.serve.trusted_proxies),
-                forwarded_allow_ips=config.serve.trusted_proxies,
-                backlog=_BACKLOG,
-                timeout_graceful_shutdown=_GRACE_S,
-                timeout_keep_alive=75,
-            ),
+            _settings(config, process),
             listening=listening,
             process=process,
             ready=ready,
+            slow_clients=SlowClients(limit_s=config.limits.slow_client_s),
         )
         _end_with_the_supervisor(server)
         _end_with_the_ledger(process, server)
         await server.serve([])
         if process.unusable.done():
             raise process.unusable.result()
+
+
+def _settings(config: Config, process: Process) -> uvicorn.Config:
+    limits = config.limits
+    bounded = partial(TokenConnection, head_limit=limits.request_head_bytes, connections=limits.connections)
+    return uvicorn.Config(
+        process.app,
+        loop="none",
+        http=cast("type[asyncio.Protocol]", bounded),
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        proxy_headers=bool(config.serve.trusted_proxies),
+        forwarded_allow_ips=config.serve.trusted_proxies,
+        backlog=_BACKLOG,
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=_GRACE_S,
+        timeout_keep_alive=75,
+    )
 
 
 def _end_with_the_ledger(process: Process, server: uvicorn.Server) -> None:
@@ -245,6 +273,7 @@ class Supervisor:
         self._children += [_Child(f"worker-{n}", Role.TOKENS, tokens) for n in range(config.serve.workers)]
         self._stopping = False
         self._exit_code = 0
+        Reports(config.ledger.side_file(".metrics")).clear()
 
     def run(self) -> int:
         """Start everything and watch it until a signal. Returns the exit code."""
@@ -266,7 +295,9 @@ class Supervisor:
         """Start one process and wait until it is ready. False when it could not."""
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(
-            target=_child_main, args=(self._config_path, child.role, child.listening, sender), name=child.name
+            target=_child_main,
+            args=(self._config_path, child.role, child.listening, sender, child.name),
+            name=child.name,
         )
         process.start()
         sender.close()
@@ -308,12 +339,18 @@ class Supervisor:
                 os.kill(control.pid, signal.SIGHUP)
 
     def _stop(self) -> None:
+        """Tell every process to finish what it began."""
         self._stopping = True
         for child in self._children:
             if child.process is not None:
                 child.process.terminate()
 
     def _join(self) -> None:
+        """Wait for all of them. With the sockets closed here too, whoever comes now is refused at once and can go to
+        another broker, instead of waiting in line for nobody.
+        """
+        for child in self._children:
+            child.listening.close()
         for child in self._children:
             if child.process is not None:
                 child.process.join(_GRACE_S + 5)
@@ -322,7 +359,7 @@ class Supervisor:
                     child.process.join()
 
 
-def _child_main(config_path: Path, role: Role, listening: socket.socket, ready: Connection) -> None:
+def _child_main(config_path: Path, role: Role, listening: socket.socket, ready: Connection, name: str) -> None:
     """A supervised process: ignores the terminal's interrupt, which the supervisor handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -337,7 +374,7 @@ def _child_main(config_path: Path, role: Role, listening: socket.socket, ready: 
         configure_logging(config.log.level, config.log.format)
         import uvloop
 
-        uvloop.run(serve_one(config, role=role, listening=listening, ready=tell))
+        uvloop.run(serve_one(config, role=role, listening=listening, ready=tell, name=name))
     except LedgerStopped as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(_LEDGER_UNUSABLE)

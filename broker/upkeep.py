@@ -37,10 +37,11 @@ class Chore:
 
 
 class Upkeep:
-    """Runs chores until it is stopped."""
+    """Runs chores until it is stopped. `failed` is told the name of each chore that raises."""
 
-    def __init__(self, chores: Sequence[Chore]) -> None:
+    def __init__(self, chores: Sequence[Chore], *, failed: Callable[[str], None] | None = None) -> None:
         self._chores = chores
+        self._failed = failed
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -55,14 +56,15 @@ class Upkeep:
             with suppress(asyncio.CancelledError):
                 await task
 
-    @staticmethod
-    async def _run(chore: Chore) -> None:
+    async def _run(self, chore: Chore) -> None:
         while True:
             await asyncio.sleep(chore.every_s)
             try:
                 await chore.do()
             except Exception as error:  # noqa: BLE001  (a chore that fails must not end the others)
                 log.error("chore_failed", chore=chore.name, error=repr(error))
+                if self._failed is not None:
+                    self._failed(chore.name)
 
 
 class Chores:

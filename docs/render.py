@@ -11,7 +11,9 @@ from broker.cli import TABLE
 from broker.config import render_reference
 from broker.errors import TaskpassError
 from broker.ledger.event_types import EVENT_TYPES
+from broker.telemetry.catalogue import CATALOGUE
 from broker.web.guards import GUARDS
+from broker.web.readiness import NEXT
 
 DOCS = Path(__file__).parent
 _PART = re.compile(r"<!-- generated: (?P<name>[a-z]+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -22,7 +24,8 @@ def guards() -> str:
     """Every route and the kinds of callers it is for."""
     rows = ["| method | path | callers |", "|---|---|---|"]
     for (method, path), guard in GUARDS.items():
-        kinds = "anyone" if guard.kinds is None else ", ".join(kind for kind in _ORDER if kind in guard.kinds)
+        anonymous = "the scraper's token" if guard.scrapes else "anyone"
+        kinds = anonymous if guard.kinds is None else ", ".join(kind for kind in _ORDER if kind in guard.kinds)
         rows.append(f"| {method} | `{path}` | {kinds} |")
     return "\n".join(rows)
 
@@ -50,12 +53,31 @@ def commands() -> str:
     return "\n".join(rows)
 
 
+def metrics() -> str:
+    """Every metric by the name under which it is scraped."""
+    rows = ["| metric | kind | labels | what it says |", "|---|---|---|---|"]
+    for metric in CATALOGUE.values():
+        name = metric.samples[0] if metric.kind == "counter" else metric.name
+        labels = ", ".join(f"`{label}`" for label in (*metric.labels, *(() if metric.live else ("process",))))
+        rows.append(f"| `{name}` | {metric.kind} | {labels} | {metric.meaning} |")
+    return "\n".join(rows)
+
+
+def readiness() -> str:
+    """Every reason that `/readyz` gives."""
+    return "\n".join(
+        ["| code | what to do |", "|---|---|", *(f"| `{code}` | {next_} |" for code, next_ in NEXT.items())]
+    )
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "configuration": lambda: render_reference().rstrip("\n"),
     "errors": errors,
     "events": events,
     "guards": guards,
+    "metrics": metrics,
+    "readiness": readiness,
 }
 
 

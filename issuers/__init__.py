@@ -4,7 +4,7 @@ An issuer receives an `Order` whose every bound was fixed in the ledger's commit
 nothing. How its credentials end is declared, so that a receipt never promises more than is true.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -34,11 +34,11 @@ class Order(NamedTuple):
 
 
 class Issuer(Protocol):
-    """Mints one kind of credential. Raising means that nothing usable was made."""
+    """Mints one kind of credential, many at once. An exception in a slot means that nothing usable was made for it."""
 
     kind: str
     ending: Ending
 
-    def issue(self, order: Order) -> str:
-        """The credential for this order, checked against it before it is returned."""
+    async def issue_all(self, orders: Sequence[Order]) -> Sequence[str | Exception]:
+        """The credential for each order, checked against it before it is returned."""
         ...

@@ -1,12 +1,12 @@
 """RFC 9068 access tokens: ES256, `typ: at+jwt`, one audience, with the ledger's position in `seq`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from issuers import Ending, Order
 
-Sign = Callable[[str, str, Mapping[str, Any]], str]
-"""(kid, typ, claims) -> compact JWS."""
+SignAll = Callable[[Sequence[tuple[str, str, Mapping[str, Any]]]], Awaitable[Sequence[str | Exception]]]
+"""(kid, typ, claims) of each -> compact JWS of each, or why there is none."""
 
 TYP = "at+jwt"
 DETAILS_TYPE = "task_action"
@@ -18,16 +18,18 @@ class AccessTokenIssuer:
     kind = "access_token"
     ending = Ending.FEED
 
-    def __init__(self, *, iss: str, sign: Sign) -> None:
+    def __init__(self, *, iss: str, sign_all: SignAll) -> None:
         self._iss = iss
-        self._sign = sign
+        self._sign_all = sign_all
 
-    def issue(self, order: Order) -> str:
-        """Sign the order's claims. Raises ValueError when the order itself is inconsistent."""
-        granted = order.actions or order.limited
-        if not order.jti or not order.audience or not granted or order.exp <= order.iat:
-            raise ValueError(f"order at position {order.seq} is not one credential")
-        return self._sign(order.kid, TYP, self.claims(order))
+    async def issue_all(self, orders: Sequence[Order]) -> Sequence[str | Exception]:
+        """Sign the orders' claims together. The slot of an order that is inconsistent in itself holds a ValueError."""
+        wanted = [(order.kid, TYP, self.claims(order)) for order in orders if _is_one(order)]
+        signed = iter(await self._sign_all(wanted))
+        return [
+            next(signed) if _is_one(order) else ValueError(f"order at position {order.seq} is not one credential")
+            for order in orders
+        ]
 
     def claims(self, order: Order) -> dict[str, Any]:
         """The token's claims. No member of the request is copied that the commit did not fix."""
@@ -48,6 +50,10 @@ class AccessTokenIssuer:
         if order.limited:
             claims["authorization_details"] = details(order)
         return claims
+
+
+def _is_one(order: Order) -> bool:
+    return bool(order.jti and order.audience and (order.actions or order.limited) and order.exp > order.iat)
 
 
 def details(order: Order) -> list[dict[str, Any]]:

@@ -12,6 +12,10 @@ settings.register_profile("gate", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("gate")
 
+# Any Redis, a lying one too: every broker of every test then uses it, and every answer must be the same.
+if "TASKPASS_TEST_SIGNALS" in os.environ:
+    os.environ["TASKPASS_SIGNALS__URL"] = os.environ["TASKPASS_TEST_SIGNALS"]
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:

@@ -18,10 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import SecretStr
 
-from broker.app import Process, Role, create, running
+from broker.app import Process, Role, running
 from broker.cli.init import write_skeleton
 from broker.config import Config, LedgerSection, load_config
 from broker.jose import Signer
+from broker.stores import create
 
 T = TypeVar("T")
 

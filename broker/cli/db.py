@@ -32,9 +32,9 @@ def upgrade(config_path: Path | None) -> None:
     Example:
       taskpass db upgrade --config /etc/taskpass/taskpass.toml
     """
-    from broker.app import ledger_place
-    from broker.app import upgrade as upgrade_ledger
     from broker.config import load_config
+    from broker.stores import ledger_place
+    from broker.stores import upgrade as upgrade_ledger
 
     config = load_config(config_path or configuration_file())
     before, after = upgrade_ledger(config)

@@ -160,8 +160,8 @@ def _policies(config: "Config") -> Iterator[Finding]:
 
 
 def _keys(config: "Config") -> Iterator[Finding]:
-    from broker.app import sealer_of
     from broker.errors import ConfigurationInvalid
+    from broker.stores import sealer_of
 
     try:
         sealer_of(config)
@@ -196,8 +196,8 @@ def _ledger(config: "Config") -> Iterator[Finding]:
 
 
 def _database(config: "Config") -> Finding:
-    from broker.app import ledger_place, open_ledger
     from broker.errors import TaskpassError
+    from broker.stores import ledger_place, open_ledger
 
     try:
         ledger = open_ledger(config)
@@ -232,14 +232,14 @@ def _readiness(base: str, get: Callable[[str], tuple[int, bytes]]) -> Finding:
 
     status, body = get(f"{base}/readyz")
     try:
-        reasons = "; ".join(json.loads(body).get("reasons", ()))
-    except (ValueError, AttributeError, TypeError):
-        reasons = f"answered {status}"
+        given = json.loads(body)["reasons"]
+        reasons = "; ".join(reason["detail"] for reason in given) or f"answered {status}"
+        advice = " ".join(dict.fromkeys(reason["next"] for reason in given))
+    except (ValueError, LookupError, TypeError):
+        reasons, advice = f"answered {status}", "Its log says more."
     if status == 200:
         return Finding("readiness", "ok", f"{base} issues credentials")
-    return Finding(
-        "readiness", "wrong", f"{base}: {reasons}", "Its log says more; mend the files, then: taskpass reload"
-    )
+    return Finding("readiness", "wrong", f"{base}: {reasons}", advice)
 
 
 def _identity() -> Iterator[Finding]:

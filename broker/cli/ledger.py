@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from broker.cli import custody
 from broker.cli.api import Api
 from broker.cli.context import Context, configuration_file
 from broker.cli.errors import DONE, FAILED, NOT_FOUND, USAGE, Failure
@@ -40,15 +41,19 @@ def ledger() -> None:
     """
 
 
+for _each in custody.COMMANDS:
+    ledger.add_command(_each)
+
+
 @ledger.command()
 @click.option(
     "--config", "config_path", type=_FILE, metavar="FILE", help="Default: TASKPASS_CONFIG, else ./taskpass.toml."
 )
 def create(config_path: Path | None) -> None:
     """Create the ledger that the configuration names, with its first signing keys. Never touches an existing one."""
-    from broker.app import create as create_ledger
-    from broker.app import ledger_place
     from broker.config import load_config
+    from broker.stores import create as create_ledger
+    from broker.stores import ledger_place
 
     config = load_config(config_path or configuration_file())
     create_ledger(config)
@@ -163,17 +168,29 @@ def _proven(body: Mapping[str, Any]) -> str:
     metavar="FILE",
     help="A checkpoint that was kept elsewhere; repeatable. Only with one can a cut-off tail be noticed.",
 )
+@click.option(
+    "--archive",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Read archived events here. Default, without FILE: retention.archive_path of the configuration.",
+)
 @_KEYS
-def verify(file: Path | None, kept: tuple[Path, ...], key_texts: tuple[str, ...]) -> int:
+def verify(file: Path | None, kept: tuple[Path, ...], archive: Path | None, key_texts: tuple[str, ...]) -> int:
     """Audit a ledger FILE, or a copy, without a broker: every hash is computed anew from the bytes of the events.
 
     Without FILE: the ledger of the configuration here. Exit code 1 when anything speaks against it.
     """
+    from broker.ledger.archive import Archive
     from broker.ledger.verify import verify_store
 
-    store, place = _store_of(file) if file else _configured_ledger()
+    store, place, configured = (*_store_of(file), None) if file else _configured_ledger()
+    old = archive or configured
     given = _keys_given(key_texts)
-    report = verify_store(store, keys=given[0] if given else (), kept=[_note(each) for each in kept])
+    report = verify_store(
+        store,
+        keys=given[0] if given else (),
+        kept=[_note(each) for each in kept],
+        archive=Archive(old) if old else None,
+    )
     body = report.to_json()
     Output.current().one(body, human=lambda: _audited(body, place), name=lambda: report.root)
     return DONE if report.sound else FAILED
@@ -188,6 +205,7 @@ def _audited(body: Mapping[str, Any], place: str) -> str:
         [
             ("ledger", f"{body['origin']}, epoch {body['epoch']}"),
             ("events", f"{body['size']}, the last at {moment(body['time'])}"),
+            ("archived", _archived(body)),
             ("root", b64encode(bytes.fromhex(body["root"])).decode() if body["root"] else None),
             (
                 "checkpoints",
@@ -206,6 +224,17 @@ def _audited(body: Mapping[str, Any], place: str) -> str:
     return "\n".join([f"{place}: {verdict}", *lines])
 
 
+def _archived(body: Mapping[str, Any]) -> str | None:
+    if not body["archived"]:
+        return None
+    read = (
+        f"{body['from_archive']} read there"
+        if body["from_archive"]
+        else "verified by their hashes only: give --archive"
+    )
+    return f"events before position {body['archived']}; {read}"
+
+
 def _note(path: Path) -> str:
     try:
         return path.read_text()
@@ -219,12 +248,12 @@ def _store_of(file: Path) -> "tuple[Store, str]":
     return SqliteStore(file), str(file)
 
 
-def _configured_ledger() -> "tuple[Store, str]":
-    from broker.app import ledger_place, ledger_to_verify
+def _configured_ledger() -> "tuple[Store, str, Path | None]":
     from broker.config import load_config
+    from broker.stores import ledger_place, ledger_to_verify
 
     config = load_config(configuration_file())
-    return ledger_to_verify(config), ledger_place(config)
+    return ledger_to_verify(config), ledger_place(config), config.retention.archive_path
 
 
 def _keys_given(texts: tuple[str, ...]) -> "tuple[list[VerifierKey], str] | None":

@@ -10,7 +10,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from broker.app import Role, create
+from broker.app import Role
 from broker.cli.errors import USAGE, Failure
 from broker.cli.init import write_skeleton
 from broker.cli.secret_file import write_secret
@@ -18,6 +18,7 @@ from broker.config import Config, load_config
 from broker.jose import public_jwk
 from broker.log import configure_logging
 from broker.processes import listen_on, serve_one
+from broker.stores import create
 
 AGENT, VERIFIER = "dispute-bot", "billing"
 

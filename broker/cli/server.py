@@ -42,8 +42,8 @@ def init(directory: Path, issuer: str, operator_keys: bool, ledger: bool) -> Non
 
     written = write_skeleton(directory, issuer=issuer, operator_keys=operator_keys)
     if ledger:
-        from broker.app import create
         from broker.config import load_config
+        from broker.stores import create
 
         config = load_config(directory / "taskpass.toml")
         create(config)
@@ -91,10 +91,10 @@ def serve(config_path: Path | None) -> int:
     Example:
       taskpass serve --config /etc/taskpass/taskpass.toml
     """
-    from broker.app import ledger_exists, ledger_place
     from broker.config import load_config
     from broker.log import configure_logging
     from broker.processes import Supervisor
+    from broker.stores import ledger_exists, ledger_place
 
     path = config_path or configuration_file()
     config = load_config(path)

@@ -1,15 +1,17 @@
 """`taskpass reload` and `keys`."""
 
 from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import click
 
 from broker.cli.api import Api
-from broker.cli.context import Context
+from broker.cli.context import Context, configuration_file
 from broker.cli.options import command, group
 from broker.cli.output import Output
-from broker.cli.text import clean, clock
+from broker.cli.text import clean, clock, plural
 
 
 @command(short_help="Put changed registry and policy files in force.")
@@ -74,3 +76,34 @@ def rotate(reason: str) -> None:
     """Sign with the next key from now on. Tokens of the old one stay good until they expire; `kill key` ends those."""
     body = Api.of_operator(Context.current()).post("/v1/keys/rotate", {"reason": reason})
     Output.current().one(body, human=lambda: f"Active now: {body['active']}", name=lambda: body["active"])
+
+
+@keys.command()
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Default: TASKPASS_CONFIG, else ./taskpass.toml.",
+)
+def reseal(config_path: Path | None) -> None:
+    r"""Seal the private parts in the ledger with the sealing key that is configured now. Run it beside the ledger.
+
+    Brokers may go on serving, if their configuration already has the new sealing key and still has the old one
+    (previous_encryption_key_file, or the vault).
+
+    \b
+    Example:
+      taskpass keys reseal --config /etc/taskpass/taskpass.toml
+    """
+    from broker.config import load_config
+    from broker.keystore import reseal as reseal_keys
+    from broker.stores import open_ledger
+
+    config = load_config(config_path or configuration_file())
+    with closing(open_ledger(config)) as ledger:
+        kids = reseal_keys(config, ledger)
+    sentence = f"Sealed {plural(len(kids), 'key')} anew" if kids else "Every key is sealed with the configured one"
+    Output.current().one(
+        {"resealed": kids, "seal": config.keys.seal}, human=lambda: sentence, name=lambda: "\n".join(kids)
+    )

@@ -1,5 +1,6 @@
 """Signing what goes out: compact JWS with ES256, one key and one purpose per signer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -35,6 +36,16 @@ class Signer:
         if header is None:
             header = b64encode(orjson.dumps({"alg": "ES256", "typ": typ, "kid": self.kid}))
             self._headers[typ] = header  # `typ` is never a caller's text: a handful at most
-        signing_input = b".".join((header, b64encode(orjson.dumps(claims))))
-        signature = raw_ecdsa(self._key.sign(signing_input, _ES256))
-        return b".".join((signing_input, b64encode(signature))).decode()
+        signed = b".".join((header, b64encode(orjson.dumps(claims))))
+        return joined(signed, raw_ecdsa(self._key.sign(signed, _ES256)))
+
+
+def signing_input(kid: str, typ: str, claims: Mapping[str, Any]) -> bytes:
+    """What is to be signed with a key that is elsewhere, by ES256."""
+    header = b64encode(orjson.dumps({"alg": "ES256", "typ": typ, "kid": kid}))
+    return b".".join((header, b64encode(orjson.dumps(dict(claims)))))
+
+
+def joined(signed: bytes, signature: bytes) -> str:
+    """The compact JWT of what was signed and its signature: r and s, 64 bytes."""
+    return b".".join((signed, b64encode(signature))).decode()

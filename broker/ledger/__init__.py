@@ -23,6 +23,7 @@ __all__ = [
     "Head",
     "Ledger",
     "LedgerCorrupt",
+    "LedgerMoved",
     "LedgerNotOpened",
     "LedgerShrunk",
     "LedgerStopped",
@@ -58,6 +59,8 @@ class Head:
     active_kid: str = ""
     issuance_stopped: str = ""
     floor: int = 0
+    archived: int = 0  # the bytes of events before this position are in the archive
+    sealed: str = ""  # `moved` or `copy`: why no broker may use this store; else empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,22 @@ class Cursor(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
-class Tx(Protocol):
+class Statements(Protocol):
+    """What commands may do to the projections."""
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
+        """Run one portable statement with `?` placeholders."""
+
+    def put(self, sql: str, params: Sequence[Any] = ()) -> None:
+        """Run a write whose result is not looked at. A store may put it off until something reads its table, so one
+        that cannot be made raises here or later, but before the commit.
+        """
+
+    def claim(self, sql: str, params: Sequence[Any]) -> bool:
+        """Run an `INSERT ... ON CONFLICT DO NOTHING` whose first column is its key: whether the row is new."""
+
+
+class Tx(Statements, Protocol):
     """One write transaction, on the writer's thread."""
 
     epoch: str
@@ -104,14 +122,13 @@ class Tx(Protocol):
         The event's row becomes visible to `execute` with the commit, not before.
         """
 
-    def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
-        """Run one portable statement with `?` placeholders."""
-
 
 class Command(Protocol):
     """One requested write: guards, event and projection together.
 
-    `apply` may run more than once, each time from a clean transaction, and so must not have effects outside of it.
+    `apply` may run more than once, each time from a clean transaction, and so must not have effects outside of it. One
+    that also has a method `unheard(outcome) -> Command | None` says with it what must follow in the ledger when it
+    turns out to be committed after its caller was told OutcomeUnknown.
     """
 
     def apply(self, tx: Tx) -> Any:  # noqa: ANN401  (each command has its own outcome)
@@ -157,6 +174,15 @@ class OpenLedger(Ledger, Protocol):
     def origin(self) -> str:
         """Its name in its checkpoints."""
 
+    @property
+    def concerns(self) -> Sequence[str]:
+        """What in the store's own settings endangers it, as found when it was opened; sentences for people."""
+
+    def clock(self) -> int:
+        """The store's clock, in ms, as near as it can be told without asking: the database's where brokers share one,
+        else the host's. May step back. Ledger time is this, but never less than `head.time`.
+        """
+
     def close(self) -> None:
         """Let go of the store. Later calls raise."""
 
@@ -179,6 +205,10 @@ class LedgerCorrupt(LedgerStopped):
 
 class LedgerShrunk(LedgerStopped):
     """The ledger under this process was rolled back, forked, replaced, or moved to another epoch."""
+
+
+class LedgerMoved(LedgerStopped):
+    """The ledger was exported to go on elsewhere: this store takes nothing more, for good."""
 
 
 class LedgerNotOpened(TaskpassError):

@@ -36,7 +36,7 @@ def _table(types: Iterable[EventType]) -> Mapping[str, EventType]:
 
 # What every outcome of a credential request shares (commands.issue.Asked and Verdict).
 _ASKED = "agent workload"
-_ASKED_MAYBE = "proof task resource actions parameters"
+_ASKED_MAYBE = "proof task resource actions parameters traceparent"
 _VERDICT = "outcome policies bundle registry"
 _VERDICT_MAYBE = "why"
 
@@ -44,6 +44,19 @@ EVENT_TYPES = _table(
     (
         # --- the ledger and the process
         _type("ledger.created", "The ledger begins: its epoch, format and checkpoint origin.", "epoch format origin"),
+        _type(
+            "ledger.restored",
+            "An operator accepted a ledger that was rolled back: a new epoch begins here. What was kept of the history"
+            " that was lost is named as [size, root]; everything issued before is killed.",
+            "epoch previous abandoned kids actor reason",
+        ),
+        _type("ledger.moved", "The last event here: the ledger was exported, and goes on elsewhere.", "actor reason"),
+        _type("ledger.arrived", "The ledger goes on in this store, from an export of this size.", "size root kind"),
+        _type(
+            "ledger.archived",
+            "The bytes of all events before a position are in the archive, where they were read back and compared.",
+            "before root",
+        ),
         _type("broker.started", "A broker process began to serve.", "role version"),
         _type(
             "registry.loaded", "Another registry is in force, and what it changes.", "hash diff actor", "reason more"
@@ -64,6 +77,7 @@ EVENT_TYPES = _table(
             "The key signs nothing more; what it signed lives on until it expires.",
             "kid purpose actor reason",
         ),
+        _type("keys.resealed", "Private parts of keys were sealed under another sealing key.", "kids seal actor"),
         # --- callers
         _type(
             "authenticated",
@@ -77,7 +91,7 @@ EVENT_TYPES = _table(
             "task.opened",
             "One piece of work by one agent begins. Purpose, reference and on whose behalf are commitments.",
             "task agent workload purpose trigger deadline",
-            "proof trigger_ref on_behalf_of heartbeat_ms parent",
+            "proof trigger_ref on_behalf_of heartbeat_ms parent traceparent",
         ),
         _type("task.ended", "The work is over, and so is everything under it.", "task agent reason live", "children"),
         _type("task.expired", "The deadline or a heartbeat was missed.", "task agent reason live", "children"),
@@ -106,7 +120,7 @@ EVENT_TYPES = _table(
             "killed",
             "All that matches and has a lower position is dead, for good.",
             "kill target value matches actor reason tasks",
-            "hold",
+            "hold traceparent",
         ),
         _type("hold.lifted", "The standing stop is over; nothing revives.", "hold target value actor reason"),
         _type(

@@ -5,13 +5,18 @@ somebody rolled the store back, replaced or forked it under us; then this proces
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol
 
-from broker.ledger import Cursor, Head, LedgerCorrupt, LedgerShrunk, LedgerStopped
+from broker.ledger import Cursor, Head, LedgerCorrupt, LedgerMoved, LedgerShrunk, LedgerStopped
 from broker.ledger.events import parse
 from broker.ledger.merkle import Frontier, leaf_hash
+
+MOVED: Final = "moved"
+"""`Head.sealed` of a ledger that goes on elsewhere: every process on it stops, and none can start."""
+COPY: Final = "copy"
+"""`Head.sealed` of what was imported from a copy: it serves only after the procedure for a restored ledger."""
 
 _FIELDS: Final = tuple(Head.__dataclass_fields__)  # the columns have the same names, in the same order
 _VALUES: Final = attrgetter(*_FIELDS)
@@ -63,14 +68,23 @@ class LastSeen:
             if (seen.head.size, seen.head.time) >= (self._seen.head.size, self._seen.head.time):
                 self._seen = seen
 
-    def compare(self, queries: Queries, since: Seen, stored: Stored | None = None) -> Seen:
-        """Read the head, unless it has been (`stored`), and refuse one that does not continue `since`.
+    def compare(
+        self,
+        queries: Queries,
+        since: Seen,
+        stored: Stored | None = None,
+        leaves: Mapping[int, bytes] | None = None,
+    ) -> Seen:
+        """Read the head, unless it has been (`stored`, and with it the `leaves` of the last event of `since` and of the
+        last of all), and refuse one that does not continue `since`.
 
         `since` is `now` as it was before the snapshot was taken: a commit between the two must not look like a
-        roll-back. Raises LedgerShrunk, and LedgerCorrupt when there is no head.
+        roll-back. Raises LedgerShrunk, LedgerMoved, and LedgerCorrupt when there is no head.
         """
         head, frontier = stored or read_head(queries)
         old = since.head
+        if head.sealed == MOVED:
+            raise self.stop(LedgerMoved("This ledger was exported, to go on elsewhere: it is not used here any more."))
         if head.epoch != old.epoch or head.size < old.size or head.time < old.time:
             raise self.stop(
                 LedgerShrunk(f"The ledger went from {old.epoch}:{old.size} to {head.epoch}:{head.size} under us.")
@@ -78,7 +92,11 @@ class LastSeen:
         if head.size == old.size:
             same, leaf = frontier == since.frontier, since.leaf
         else:
-            same, leaf = leaf_at(queries, old.size - 1) == since.leaf, leaf_at(queries, head.size - 1)
+            before, leaf = (
+                leaf_at(queries, size - 1) if leaves is None else leaves.get(size - 1, b"")
+                for size in (old.size, head.size)
+            )
+            same = before == since.leaf
         if not same:
             raise self.stop(LedgerShrunk(f"The ledger's history before position {old.size} was exchanged under us."))
         seen = Seen(head, frontier, leaf)

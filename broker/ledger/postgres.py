@@ -10,9 +10,9 @@ Everything specific to PostgreSQL is in the `postgres*` modules; time is the dat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from copy import copy
-from typing import Any, Final, NamedTuple, NoReturn, Self
+from typing import Any, Final, NoReturn, Self
 from urllib.parse import urlsplit
 
 import psycopg
@@ -29,29 +29,29 @@ from broker.ledger import (
     Now,
     OutcomeUnknown,
 )
-from broker.ledger.heads import SELECT_HEAD, LastSeen, Seen, Stored, head_of, leaf_at, look
+from broker.ledger.heads import SELECT_HEAD, LastSeen, Seen, Stored, head_of, look
+from broker.ledger.postgres_doubt import Doubt, Turn, state_of
 from broker.ledger.postgres_link import Link, is_damage, is_missing_table, is_store_fault
+from broker.ledger.postgres_puts import Key
+from broker.ledger.postgres_readers import READ_S, Reach, Readers, patience_s
 from broker.ledger.postgres_schema import create_schema, is_ledger, recognise, upgrade_schema
-from broker.ledger.postgres_watch import Watch
-from broker.ledger.transaction import Outcome, Poisoned, begin_history, run
+from broker.ledger.postgres_watch import CLOCK, StoreClock, Watch
+from broker.ledger.transaction import Again, Poisoned, begin_history, run
 
 TURN_TIMEOUT_S: Final = 1.0
 WRITE_S: Final = 1.2
 """All of one batch up to its COMMIT. Short, as on SQLite, so that a kill behind it still hears in time."""
-READ_S: Final = 1.2
-"""From taking a snapshot to the end of each query."""
 LOOK_UP_S: Final = 1.0
 """How long an unknown outcome is looked up before the callers hear that it is unknown."""
 _SILENCE_S: Final = 2.0
-_PAUSE_S: Final = 0.2
-_IDLE_READERS: Final = 8
+_GOOD_FAITH: Final = 3
+"""How often a batch may turn out to hold a proof that was spent before. The second time, others were just quicker."""
 _CREATE_S: Final = 30.0
 
-_CLOCK: Final = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _TURN: Final = (
     # Ordinary writers queue behind one another, so that at most one of them is between a kill and the head.
     "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({lock}, 1);"
-    " SELECT pg_advisory_xact_lock_shared({lock}, 2); " + SELECT_HEAD + " FOR UPDATE; " + _CLOCK + ","
+    " SELECT pg_advisory_xact_lock_shared({lock}, 2); " + SELECT_HEAD + " FOR UPDATE; " + CLOCK + ","
     " pg_current_xact_id()::text, pg_backend_pid()"
 )
 _PRIORITY_TURN: Final = (
@@ -59,26 +59,15 @@ _PRIORITY_TURN: Final = (
     "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({lock}, 2); "
     + SELECT_HEAD
     + " FOR UPDATE; "
-    + _CLOCK
+    + CLOCK
     + ", pg_current_xact_id()::text, pg_backend_pid()"
 )
-_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; " + SELECT_HEAD
-
-
-class _Turn(NamedTuple):
-    """A write transaction that holds the head row."""
-
-    stored: Stored
-    now: int  # the database's clock, ms
-    transaction: str  # its id, by which the outcome can be asked for
-    backend: int
-
-
-class _Doubt(NamedTuple):
-    """A transaction whose COMMIT was sent, and not answered."""
-
-    turn: _Turn
-    outcome: Outcome
+_SNAPSHOT: Final = (
+    "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; "  # noqa: S608  (the number is ours)
+    + SELECT_HEAD
+    + "; SELECT seq, leaf FROM events WHERE seq = {size} - 1;"
+    " SELECT seq, leaf FROM events WHERE seq = (SELECT size - 1 FROM head)"
+)
 
 
 class _Reader:
@@ -93,7 +82,7 @@ class _Reader:
         return copy(self._head)
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
-        self._link.within(READ_S)
+        self._link.within(patience_s())
         return self._link.execute(sql, params)
 
 
@@ -101,9 +90,20 @@ class PostgresLedger:
     """`broker.ledger.Ledger` on PostgreSQL. Made by `create` or `open`."""
 
     def __init__(
-        self, *, connect: Callable[[], Link], clock: Now | None, seen: Seen, origin: str, lock: int, write_s: float
+        self,
+        *,
+        connect: Callable[[], Link],
+        first: Link,
+        clock: Now | None,
+        seen: Seen,
+        origin: str,
+        lock: int,
+        now: int,
+        write_s: float,
     ) -> None:
+        """`first` is a connection at rest, `now` the database's clock a moment ago."""
         self.origin = origin
+        self.concerns: Sequence[str] = ()
         self._connect = connect
         self._clock = clock
         self._write_s = write_s
@@ -112,18 +112,24 @@ class PostgresLedger:
         self._seen = LastSeen(seen)
         self._writing = threading.Lock()  # one transaction at a time on the one writing connection
         self._writer: Link | None = None
-        self._doubt: _Doubt | None = None
-        self._sharing = threading.Lock()  # guards the idle readers, for moments only
-        self._idle: list[Link] = []
-        self._not_before = 0.0  # monotonic; until then the store is taken to be as unreachable as it just was
-        self._watch = Watch(connect=connect, channel=self._notify.removeprefix("NOTIFY "))
+        self._doubt: Doubt | None = None
+        self._due: list[Command] = []  # to be written with the next batch
+        self._reach = Reach()
+        self._readers = Readers(connect, first=first)
+        self._store_clock = StoreClock(now)
+        self._watch = Watch(
+            connect=connect,
+            channel=self._notify.removeprefix("NOTIFY "),
+            reach=self._reach,
+            clock=self._store_clock,
+        )
 
     @classmethod
     def create(cls, url: str, *, origin: str, clock: Now | None = None) -> None:
         """Make a new ledger whose checkpoints will begin with `origin`. Raises LedgerNotOpened if there is one."""
         with _administering(url) as link:
             create_schema(link, place_of(url))
-            begin_history(link, now=clock() if clock else link.execute(_CLOCK).fetchone()[0], origin=origin)
+            begin_history(link, now=clock() if clock else link.execute(CLOCK).fetchone()[0], origin=origin)
 
     @classmethod
     def upgrade(cls, url: str) -> tuple[int, int]:
@@ -156,16 +162,25 @@ class PostgresLedger:
         def connect() -> Link:
             return Link.connect(url, lock_ms=int(turn_timeout_s * 1000), idle_ms=int(_SILENCE_S * 1000))
 
-        try:
-            with closing(connect()) as link:
+        with ExitStack() as stack:
+            try:
+                link = stack.enter_context(closing(connect()))
                 link.within(READ_S)
                 link.script("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 recognise(link, place)
                 seen, origin = look(link)
                 (lock,) = link.execute("SELECT 'head'::regclass::oid::int").fetchone()
-        except psycopg.Error as error:
-            raise _unreachable(error, place) from error
-        return cls(connect=connect, clock=clock, seen=seen, origin=origin, lock=lock, write_s=write_s)
+                (now,) = link.execute(CLOCK).fetchone()
+                concerns = link.concerns()
+                link.commit()
+            except psycopg.Error as error:
+                raise _unreachable(error, place) from error
+            stack.pop_all()  # from here on the ledger's `close` does it
+            ledger = cls(
+                connect=connect, first=link, clock=clock, seen=seen, origin=origin, lock=lock, now=now, write_s=write_s
+            )
+            ledger.concerns = concerns
+            return ledger
 
     @property
     def head(self) -> Head:
@@ -177,10 +192,11 @@ class PostgresLedger:
         with self._writing:
             self._refuse_for_now()
             try:
-                try:
-                    return self._transact(commands, priority=priority, isolate=False)
-                except Poisoned:
-                    return self._transact(commands, priority=priority, isolate=True)
+                self._settle_earlier()
+                due = self._due
+                outcomes = self._in_one_go([*due, *commands], priority=priority)
+                self._due = []
+                return outcomes[len(due) :]
             except LedgerStopped as error:
                 raise self._seen.stop(error)  # noqa: B904  (it is the same error)
             except psycopg.Error as error:
@@ -193,8 +209,8 @@ class PostgresLedger:
         since = self._seen.now  # before the snapshot is taken, or a commit between the two would look like a roll-back
         link = None
         try:
-            link, stored = self._snapshot()
-            seen = self._seen.compare(link, since, stored)
+            link, stored, leaves = self._snapshot(since)
+            seen = self._seen.compare(link, since, stored, leaves)
             yield _Reader(link, seen.head)
             link.commit()
         except psycopg.Error as error:
@@ -204,7 +220,12 @@ class PostgresLedger:
         except LedgerCorrupt as error:
             raise self._seen.stop(error)  # noqa: B904  (it is the same error)
         finally:
-            self._give_back(link)
+            if link is not None:
+                self._readers.give_back(link)
+
+    def clock(self) -> int:
+        """See `broker.ledger.Ledger.clock`."""
+        return self._clock() if self._clock else self._store_clock()
 
     def data_version(self) -> int:
         """See `broker.ledger.Ledger.data_version`."""
@@ -214,24 +235,33 @@ class PostgresLedger:
     def close(self) -> None:
         """Let go of all connections. Later calls raise."""
         self._watch.close()
-        with self._writing, self._sharing:
-            for link in (*self._idle, *([] if self._writer is None else [self._writer])):
-                link.close()
-            self._idle.clear()
+        self._readers.close()
+        with self._writing:
+            if self._writer is not None:
+                self._writer.close()
             self._writer = None
             self._seen.close()
 
     # --- Writing ------------------------------------------------------------------------------------------------------
 
-    def _transact(self, commands: Sequence[Command], *, priority: bool, isolate: bool) -> list[Any]:
-        self._settle_earlier()
+    def _in_one_go(self, commands: Sequence[Command], *, priority: bool) -> list[Any]:
+        """The whole batch with as few exchanges as can be; where that does not work out, one command at a time."""
+        taken: set[Key] = set()
+        with suppress(Poisoned):
+            for _ in range(_GOOD_FAITH):
+                with suppress(Again):
+                    return self._transact(commands, priority=priority, isolate=False, taken=taken)
+        return self._transact(commands, priority=priority, isolate=True, taken=taken)
+
+    def _transact(self, commands: Sequence[Command], *, priority: bool, isolate: bool, taken: set[Key]) -> list[Any]:
         link, turn = self._take_turn(priority=priority)
+        link.put_off(taken, eager=isolate)
         try:
             seen = self._seen.compare(link, self._seen.now, turn.stored)
             now = self._clock() if self._clock else turn.now
             outcome = run(link, seen, now, commands, isolate=isolate)
             if outcome.changed:
-                self._commit(link, turn, outcome)
+                self._commit(link, Doubt(turn, outcome, commands))
             else:
                 link.script("ROLLBACK")
         except BaseException:
@@ -241,7 +271,7 @@ class PostgresLedger:
         self._watch.bump()
         return outcome.results
 
-    def _take_turn(self, *, priority: bool) -> tuple[Link, _Turn]:
+    def _take_turn(self, *, priority: bool) -> tuple[Link, Turn]:
         """The writing connection, holding the head row. One that died while it was idle is replaced."""
         link = self._writer
         if link is None or link.ended():
@@ -251,20 +281,22 @@ class PostgresLedger:
         link.within(self._write_s)
         try:
             *_, head, (now, transaction, backend) = link.script(self._turns[priority])
-            return link, _Turn(head_of(head), now, transaction, backend)
+            self._store_clock.set(now)
+            self._reach.found()
+            return link, Turn(head_of(head), now, transaction, backend)
         except BaseException as error:
             self._undo(link)
             self._stop_if_gone(error)
             raise
 
-    def _commit(self, link: Link, turn: _Turn, outcome: Outcome) -> None:
+    def _commit(self, link: Link, doubt: Doubt) -> None:
         """COMMIT. When its answer is lost, look: what PostgreSQL did decides what is answered."""
         try:
             link.commit(self._notify)
         except psycopg.Error:
             if link.at_rest:  # it answered, and undid the transaction
                 raise
-            self._doubt = _Doubt(turn, outcome)
+            self._doubt = doubt
             self._undo(link)
             if not self._resolve_doubt():
                 raise
@@ -279,7 +311,7 @@ class PostgresLedger:
             try:
                 with closing(self._connect()) as link:
                     link.within(max(deadline - time.monotonic(), 0.05))
-                    state = _state_of(link, doubt)
+                    state = state_of(link, doubt)
                     if state != "in progress":
                         self._doubt = None
                         return state == "committed"
@@ -289,15 +321,19 @@ class PostgresLedger:
                     raise
                 pause = 0.1
             if time.monotonic() + pause > deadline:
-                self._pause()
+                self._reach.lost()
                 raise OutcomeUnknown("It is not known yet whether the ledger recorded this.")
             time.sleep(pause)
         return False
 
     def _settle_earlier(self) -> None:
-        """An earlier transaction may still be on its way: what comes after it must not be written before it."""
+        """An earlier transaction may still be on its way: what comes after it must not be written before it. If it is
+        committed, its callers do not know: what must follow from that is written next.
+        """
+        doubt = self._doubt
         try:
-            self._resolve_doubt()
+            if self._resolve_doubt() and doubt is not None:
+                self._due = doubt.unheard()
         except OutcomeUnknown as error:
             raise LedgerUnavailable("The outcome of an earlier write is still unknown.") from error
 
@@ -316,51 +352,27 @@ class PostgresLedger:
 
     # --- Reading ------------------------------------------------------------------------------------------------------
 
-    def _snapshot(self) -> tuple[Link, Stored]:
-        """A connection inside a snapshot, and the head in it. One that died while it was idle is replaced."""
-        link = None
-        while link is None:
-            with self._sharing:
-                if not self._idle:
-                    break
-                link = self._idle.pop()
-            if link.ended():
-                link.close()
-                link = None
-        link = link or self._connect()
+    def _snapshot(self, since: Seen) -> tuple[Link, Stored, dict[int, bytes]]:
+        """A connection inside a snapshot, and in it, all in one exchange: the head, and the leaves that show whether it
+        continues `since`.
+        """
+        link = self._readers.take()
         try:
-            link.within(READ_S)
-            (head,) = link.script(_SNAPSHOT)
-            return link, head_of(head)
+            link.within(patience_s())
+            head, *leaves = link.script(_SNAPSHOT.format(size=since.head.size))
+            return link, head_of(head), dict(row for row in leaves if row is not None)
         except BaseException as error:
             link.close()
             self._stop_if_gone(error)
             raise
-
-    def _give_back(self, link: Link | None) -> None:
-        if link is None:
-            return
-        with suppress(psycopg.Error):
-            if link.in_transaction:
-                link.within(READ_S)
-                link.script("ROLLBACK")
-            if link.at_rest:
-                with self._sharing:
-                    if len(self._idle) < _IDLE_READERS and not self._seen.stopped:
-                        self._idle.append(link)
-                        return
-        link.close()
 
     # --- Failing ------------------------------------------------------------------------------------------------------
 
     def _refuse_for_now(self) -> None:
         """Fail at once while the store has just been found out of reach: callers must not wait for it in a row."""
         self._seen.refuse_if_stopped()
-        if time.monotonic() < self._not_before:
+        if not self._reach.worth_asking:
             raise LedgerUnavailable("The ledger cannot be used now.", internal="it was out of reach a moment ago")
-
-    def _pause(self) -> None:
-        self._not_before = time.monotonic() + _PAUSE_S
 
     def _stop_if_gone(self, error: BaseException) -> None:
         if is_missing_table(error):
@@ -370,7 +382,7 @@ class PostgresLedger:
         if is_damage(error):
             raise self._seen.stop(LedgerCorrupt("The ledger's database is damaged.", internal=str(error))) from error
         if error.sqlstate is None:
-            self._pause()
+            self._reach.lost()
         raise LedgerUnavailable(
             "The ledger cannot be used now.", internal=f"{type(error).__name__}: {error}"
         ) from error
@@ -380,21 +392,6 @@ def place_of(url: str) -> str:
     """The URL without user, password and options: for people to read."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _state_of(link: Link, doubt: _Doubt) -> str:
-    """What became of a transaction: committed, aborted, or in progress; then it is ended, which settles it."""
-    turn, staged = doubt.turn, doubt.outcome.staged
-    (state,) = link.execute("SELECT pg_xact_status(CAST(? AS xid8))", (turn.transaction,)).fetchone()
-    if state == "in progress":
-        link.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE pid = ? AND backend_xid = CAST(CAST(? AS xid8) AS xid)",
-            (turn.backend, turn.transaction),
-        )
-    elif state == "committed" and staged and leaf_at(link, staged[-1][0]) != staged[-1][2]:
-        return "aborted"  # another server's transaction of that number: ours was lost with the server that had it
-    return str(state)
 
 
 @contextmanager

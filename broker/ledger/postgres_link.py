@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from ipaddress import ip_address
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -13,6 +14,7 @@ from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 
 from broker.ledger import Cursor, LedgerUnavailable
+from broker.ledger.postgres_puts import Key, Puts
 from broker.ledger.transaction import StagedEvent
 
 _CONNECT_S: Final = 2  # libpq takes less for two seconds anyway
@@ -54,6 +56,7 @@ class Link:
 
     def __init__(self, connection: _Patient) -> None:
         self._connection = connection
+        self._puts = Puts(self, taken=set(), eager=True)
         self.total_changes = 0
 
     @classmethod
@@ -75,6 +78,21 @@ class Link:
             link.close()
             raise
         return link
+
+    def concerns(self) -> list[str]:
+        """What endangers a ledger at the other end of this connection, in sentences for people."""
+        found = []
+        settings = "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'"
+        for (name,) in self.run(settings).fetchall():
+            found.append(
+                f"PostgreSQL runs with {name}=off: after a power failure the ledger may be damaged or shorter."
+            )
+        address = self._connection.info.hostaddr
+        if address and not ip_address(address).is_loopback and not self._connection.pgconn.ssl_in_use:
+            found.append(
+                "The connection to PostgreSQL crosses a network without TLS: set sslmode=verify-full in its URL."
+            )
+        return found
 
     def within(self, seconds: float) -> None:
         """From now on everything together has this long; then psycopg.OperationalError is raised."""
@@ -99,7 +117,16 @@ class Link:
         """Whether the server has answered everything, and no transaction is open."""
         return self._connection.info.transaction_status is TransactionStatus.IDLE
 
+    def put_off(self, taken: set[Key], *, eager: bool) -> None:
+        """A transaction begins. `taken` are the claims that are known to be another's; it may grow. See `Puts`."""
+        self._puts = Puts(self, taken=taken, eager=eager)
+
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
+        """Run one statement, after those that were put off and concern it."""
+        self._puts.before(sql)
+        return self.run(sql, params)
+
+    def run(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
         """Run one statement."""
         try:
             cursor = self._connection.execute(_translated(sql), params)
@@ -107,9 +134,31 @@ class Link:
             if not sql.startswith("SELECT") or (found := _findable(params)) == list(params):
                 raise
             cursor = self._connection.execute(_translated(sql), found)
-        if cursor.description is None and cursor.rowcount > 0:
+        if cursor.rowcount > 0 and not sql.startswith("SELECT"):
             self.total_changes += cursor.rowcount
         return cursor
+
+    def run_each(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Run one statement for each of `rows`, in one exchange."""
+        cursor = self._connection.cursor()
+        cursor.executemany(_translated(sql), rows)
+        self.total_changes += max(cursor.rowcount, 0)
+
+    def put(self, sql: str, params: Sequence[Any]) -> None:
+        """See `broker.ledger.Tx`."""
+        self._puts.put(sql, params)
+
+    def claim(self, sql: str, params: Sequence[Any]) -> bool:
+        """See `broker.ledger.Tx`."""
+        return self._puts.claim(sql, params)
+
+    def settle(self) -> None:
+        """Do what was put off. Raises Again when a claim turns out to be another's."""
+        self._puts.settle()
+
+    def discard(self) -> None:
+        """Forget what was put off."""
+        self._puts.discard()
 
     def insert_events(self, events: Sequence[StagedEvent]) -> None:
         """Store events, all in one statement."""

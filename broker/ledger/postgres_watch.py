@@ -11,19 +11,45 @@ import psycopg
 from broker.ledger import LedgerUnavailable
 from broker.ledger.heads import SELECT_HEAD
 from broker.ledger.postgres_link import Link
+from broker.ledger.postgres_readers import Reach
 
 LOOK_EVERY_S: Final = 0.4
+CLOCK: Final = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 SILENCE_S: Final = 1.5
 """After so long without an answer nobody here can say whether there are new commits."""
+_COUNTING: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _PAUSE_S: Final = 0.2
 _LONGEST_LOOK_S: Final = 1.0
+
+
+class StoreClock:
+    """The database's clock between two looks at it, counted on by a clock of this host that runs through suspend and
+    that nobody sets: brokers whose hosts disagree about the time still agree with one another.
+    """
+
+    def __init__(self, now: int) -> None:
+        self._offset = 0
+        self.set(now)
+
+    def set(self, now: int) -> None:
+        """The database's clock says this now, or said so a moment ago."""
+        self._offset = now - _counted_ms()
+
+    def __call__(self) -> int:
+        """Milliseconds since the epoch."""
+        return _counted_ms() + self._offset
+
+
+def _counted_ms() -> int:
+    return time.clock_gettime_ns(_COUNTING) // 1_000_000
 
 
 class Watch:
     """A number that changes with every commit by anyone, and whether the store can be reached."""
 
-    def __init__(self, *, connect: Callable[[], Link], channel: str) -> None:
+    def __init__(self, *, connect: Callable[[], Link], channel: str, reach: Reach, clock: StoreClock) -> None:
         self._connect, self._channel = connect, channel
+        self._reach, self._clock = reach, clock
         self._version = 0
         self._last: object = None
         self._heard = time.monotonic()
@@ -71,8 +97,10 @@ class Watch:
 
     def _look(self, link: Link) -> None:
         link.within(_LONGEST_LOOK_S)
-        row = link.execute(SELECT_HEAD).fetchone()
+        row, (now,) = link.script(f"{SELECT_HEAD}; {CLOCK}")
         self._heard = time.monotonic()
+        self._clock.set(now)
+        self._reach.found()
         if row != self._last:
             self._last = row
             self.bump()

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from broker.errors import Malformed, NotFound
+from broker.errors import Conflict, Malformed, NotFound
 from broker.ledger import Ledger, LedgerCorrupt, Reader, StoredEvent, Tx
+from broker.ledger.archive import Archive, in_archive
 from broker.ledger.checkpoint import Checkpoint, NoteInvalid, sign_checkpoint, unverified_checkpoint
 from broker.ledger.events import EventMalformed, parse
 from broker.ledger.merkle import (
@@ -51,14 +52,20 @@ class KeepCheckpoint:
 class Proofs:
     """Proofs and checkpoints of one ledger. Thread-safe. What it hands out it has verified itself."""
 
-    def __init__(self, *, ledger: Ledger, origin: str, key: Callable[[], Ed25519PrivateKey]) -> None:
-        self._ledger, self._origin, self._key = ledger, origin, key
+    def __init__(
+        self, *, ledger: Ledger, origin: str, key: Callable[[], Ed25519PrivateKey], archive: Archive | None = None
+    ) -> None:
+        self._ledger, self._origin, self._key, self._archive = ledger, origin, key, archive
         self._last: Checkpoint | None = None  # the newest that this process knows was signed
         self._signing = threading.Lock()
 
     def event(self, reader: Reader, seq: int) -> StoredEvent:
-        """One event. Raises NotFound, or LedgerCorrupt when what is stored there is no event."""
+        """One event. Raises NotFound, InArchive when only an archive that is not configured has it, or LedgerCorrupt
+        when what is stored there is no event.
+        """
         data = _data_of(reader, seq)
+        if data is None:
+            data = self._from_archive(reader, seq)
         try:
             return parse(data)
         except EventMalformed as error:
@@ -75,7 +82,8 @@ class Proofs:
         with self._ledger.read() as reader:
             if not 0 <= seq < size <= reader.head().size:
                 raise NotFound(f"There is no position {seq} in a ledger of {min(size, reader.head().size)} events.")
-            nodes, leaf = _tree(reader), leaf_hash(_data_of(reader, seq))
+            nodes, data = _tree(reader), _data_of(reader, seq)
+            leaf = nodes(0, seq) if data is None else leaf_hash(data)
             root, proof = root_at(size, nodes), inclusion_proof(seq, size, nodes)
             note = _checkpoint_at(reader, size)
         _agree(lambda: verify_inclusion(index=seq, size=size, leaf=leaf, proof=proof, root=root))
@@ -102,6 +110,21 @@ class Proofs:
         _agree(lambda: verify_consistency(size1=first, root1=root1, size2=second, root2=root2, proof=proof))
         answer = {"from": first, "to": second, "root1": _text(root1), "root2": _text(root2), "proof": _texts(proof)}
         return answer if note is None else {**answer, "checkpoint": note}
+
+    def _from_archive(self, reader: Reader, seq: int) -> bytes:
+        if self._archive is None:
+            raise in_archive(seq, reader.head().archived)
+        data = self._archive.event(seq)
+        if leaf_hash(data) != _tree(reader)(0, seq):
+            raise Conflict("The configured archive is not this ledger's.")
+        return data
+
+    def root(self, size: int) -> bytes:
+        """The root when the ledger had `size` events. Raises NotFound for a size that it has not reached."""
+        with self._ledger.read() as reader:
+            if not 0 <= size <= reader.head().size:
+                raise NotFound(f"The ledger has {reader.head().size} events, not {size}.")
+            return root_at(size, _tree(reader))
 
     def checkpoint(self, *, covering: int = -1) -> str:
         """A signed checkpoint of the tree as it stands, at most a second old, that covers the position `covering`.
@@ -187,11 +210,14 @@ def _read_tile(reader: Reader, level: int, index: int) -> bytes:
     return b"".join(leaf for (leaf,) in rows.fetchall())
 
 
-def _data_of(reader: Reader, seq: int) -> bytes:
+def _data_of(reader: Reader, seq: int) -> bytes | None:
+    """The bytes of an event; None when they are in the archive. Raises NotFound."""
     row = reader.execute("SELECT bytes FROM events WHERE seq = ?", (seq,)).fetchone() if 0 <= seq < 1 << 63 else None
-    if row is None:
-        raise NotFound(f"There is no position {seq} in this ledger.")
-    return bytes(row[0])
+    if row is not None:
+        return bytes(row[0])
+    if 0 <= seq < reader.head().archived:
+        return None
+    raise NotFound(f"There is no position {seq} in this ledger.")
 
 
 def _checkpoint_at(reader: Reader, size: int) -> str | None:

@@ -20,6 +20,7 @@ _MEANING: Final = {
     "no_genesis": "The ledger does not begin as one.",
     "tile_wrong": "The stored hashes are not those of the events: one of the two was changed.",
     "tile_surplus": "Hashes are stored for events that are not there: the tail was cut off, or rows were added.",
+    "archived_undeclared": "Events are missing that no event says were archived: they were deleted.",
     "head_wrong": "The head is not that of these events: it was changed, or events were added or removed.",
     "checkpoint_malformed": "What is stored as a checkpoint is none.",
     "checkpoint_signature": "No known key signed this checkpoint as it stands.",
@@ -53,6 +54,8 @@ class Report:
     size: int = 0
     root: str = ""
     time: int = 0
+    archived: int = 0  # events before this position are in the archive
+    from_archive: int = 0  # how many of them were read there
     checkpoints: int = 0  # stored ones that were checked
     kept: int = 0  # kept ones that the ledger extends
     keys: tuple[str, ...] = ()  # the names and ids of the keys whose signatures counted

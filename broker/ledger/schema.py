@@ -5,6 +5,7 @@ A migration only adds (tables, indexes, columns with a default), so that the pro
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from importlib import resources
 
 
@@ -23,3 +24,12 @@ def statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
+
+
+def tables() -> dict[str, list[str]]:
+    """Every table that the migrations make, and its columns in order."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for _, script in migrations():
+            connection.executescript(script)
+        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {name: [row[1] for row in connection.execute(f"PRAGMA table_info({name})")] for name in sorted(names)}

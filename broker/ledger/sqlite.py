@@ -59,6 +59,18 @@ class _Session:
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
         return self._connection.execute(sql, params)
 
+    def put(self, sql: str, params: Sequence[Any]) -> None:
+        self._connection.execute(sql, params)
+
+    def claim(self, sql: str, params: Sequence[Any]) -> bool:
+        return self._connection.execute(sql, params).rowcount == 1
+
+    def settle(self) -> None:
+        """Nothing is ever put off: a statement costs microseconds here."""
+
+    def discard(self) -> None:
+        """Nothing to forget."""
+
     def insert_events(self, events: Sequence[StagedEvent]) -> None:
         self._connection.executemany("INSERT INTO events (seq, bytes, leaf) VALUES (?, ?, ?)", events)
 
@@ -93,6 +105,7 @@ class SqliteLedger:
     ) -> None:
         self.path = path
         self.origin = origin
+        self.concerns: Sequence[str] = ()  # what matters is set here, with every connection
         self._now = now
         self._connection = connection
         self._turns = turns
@@ -196,6 +209,10 @@ class SqliteLedger:
             raise self._fault(error) from error
         finally:
             self._give_back(connection)
+
+    def clock(self) -> int:
+        """See `broker.ledger.Ledger.clock`."""
+        return self._now()
 
     def data_version(self) -> int:
         """See `broker.ledger.Ledger.data_version`."""

@@ -28,7 +28,7 @@ class SqliteStore:
             yield "wal_unreadable", "write-ahead log", f"{frames} frames"
 
     @contextmanager
-    def opened(self) -> Iterator["_Snapshot"]:
+    def opened(self) -> Iterator["FileSnapshot"]:
         """A read-only snapshot: a log without its index is read from a copy."""
         path = self._path
         if not path.is_file():
@@ -45,16 +45,17 @@ class SqliteStore:
             stack.enter_context(closing(connection))
             recognise(connection, path)
             connection.execute("BEGIN")
-            yield _Snapshot(connection)
+            yield FileSnapshot(connection)
 
 
-class _Snapshot:
+class FileSnapshot:
     """`broker.ledger.verify.Snapshot` on SQLite."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
     def structure(self) -> Iterator[tuple[str, str, str]]:
+        """See `broker.ledger.verify.Snapshot`."""
         for (problem,) in self._connection.execute("PRAGMA integrity_check(20)"):
             if problem != "ok":
                 yield "file_damaged", "file", str(problem)
@@ -63,7 +64,9 @@ class _Snapshot:
             yield "schema_changed", "schema", " ".join(name[:2])
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
+        """See `broker.ledger.verify.Snapshot`."""
         return self._connection.execute(sql, params)
 
     def rows(self, sql: str) -> Iterator[Any]:
+        """See `broker.ledger.verify.Snapshot`."""
         return iter(self._connection.execute(sql))

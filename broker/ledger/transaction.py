@@ -5,7 +5,7 @@ Two stores, one logic: a store brings a `Session` (a connection inside a transac
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from secrets import token_hex
 from typing import Any, Final, Protocol
 
@@ -25,7 +25,23 @@ StagedEvent = tuple[int, bytes, bytes]
 """Position, bytes and leaf hash of an event that is about to be stored."""
 
 
-class Session(Queries, Protocol):
+class PutsOff(Protocol):
+    """What a session does about writes that may wait."""
+
+    def put(self, sql: str, params: Sequence[Any]) -> None:
+        """See `broker.ledger.Tx.put`."""
+
+    def claim(self, sql: str, params: Sequence[Any]) -> bool:
+        """See `broker.ledger.Tx.claim`. May raise Again, now or when it is settled."""
+
+    def settle(self) -> None:
+        """Do what was put off. Raises what it would have raised then, or Again."""
+
+    def discard(self) -> None:
+        """Forget what was put off and not settled."""
+
+
+class Session(Queries, PutsOff, Protocol):
     """A store's connection, as one transaction uses it."""
 
     @property
@@ -44,6 +60,10 @@ class Session(Queries, Protocol):
 
 class Poisoned(Exception):
     """A command of the batch raised: undo all, and find out which."""
+
+
+class Again(Exception):
+    """Nothing is wrong: undo all, and run the batch once more. The store has learned something meanwhile."""
 
 
 class Transaction:
@@ -76,11 +96,28 @@ class Transaction:
         self._session.check()
         return self._session.execute(sql, params)
 
+    def put(self, sql: str, params: Sequence[Any] = ()) -> None:
+        """See `broker.ledger.Tx`."""
+        self._session.put(sql, params)
+
+    def claim(self, sql: str, params: Sequence[Any]) -> bool:
+        """See `broker.ledger.Tx`."""
+        self._session.check()
+        return self._session.claim(sql, params)
+
+    def begin_epoch(self) -> str:
+        """From the next event on positions belong to a new epoch, which is returned. For restored ledgers only."""
+        self.epoch = self.head.epoch = token_hex(4)
+        self._before = replace(self._before, epoch=self.epoch)
+        return self.epoch
+
     def apply_all(self, commands: Sequence[Command]) -> list[Any]:
         """All commands, without savepoints: almost always none raises. If one does, raises Poisoned."""
         try:
             results = [command.apply(self) for command in commands]
             self._check()
+        except Again:
+            raise
         except Exception as error:
             if self._session.is_store_fault(error):
                 raise
@@ -89,7 +126,7 @@ class Transaction:
 
     def apply_alone(self, command: Command) -> Any:  # noqa: ANN401
         """Apply one command; if it raises, undo it and return what it raised."""
-        head, staged = copy(self.head), len(self.staged)
+        head, staged, before = copy(self.head), len(self.staged), self._before
         self._session.execute("SAVEPOINT command")
         try:
             outcome = command.apply(self)
@@ -97,8 +134,9 @@ class Transaction:
         except Exception as error:  # whatever it is, it belongs to this command's caller
             if self._session.is_store_fault(error):
                 raise
+            self._session.discard()
             self._session.execute("ROLLBACK TO SAVEPOINT command")
-            self.head = head
+            self.head, self._before, self.epoch = head, before, before.epoch
             del self.staged[staged:]
             self.scratch.clear()
             outcome = error
@@ -120,8 +158,9 @@ class Transaction:
         return after
 
     def _check(self) -> None:
-        """Refuse what no command may leave behind: a head of its own making, or no transaction."""
+        """Refuse what no command may leave behind: a head of its own making, no transaction, rows that do not fit."""
         self._session.check()
+        self._session.settle()
         head, before = self.head, self._before
         if (head.epoch, head.time, head.size) != (before.epoch, before.time, before.size + len(self.staged)):
             raise ValueError("a command changed the head's epoch, time or size")

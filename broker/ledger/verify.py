@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from broker.ledger import Cursor, LedgerNotOpened, StoredEvent, parse_id
+from broker.ledger.archive import Archive
+from broker.ledger.archived import ArchivedEvents
 from broker.ledger.checkpoint import Checkpoint, NoteInvalid, VerifierKey, open_checkpoint, unverified_checkpoint
 from broker.ledger.events import EventMalformed, commit_to, parse
 from broker.ledger.merkle import (
@@ -62,11 +64,12 @@ def verify_ledger(
     keys: Sequence[VerifierKey] = (),
     kept: Sequence[str] = (),
     bundle_hash: BundleHash | None = None,
+    archive: Archive | None = None,
 ) -> Report:
     """Audit the SQLite ledger at `path`. See `verify_store`."""
     from broker.ledger.sqlite_audit import SqliteStore
 
-    return verify_store(SqliteStore(path), keys=keys, kept=kept, bundle_hash=bundle_hash)
+    return verify_store(SqliteStore(path), keys=keys, kept=kept, bundle_hash=bundle_hash, archive=archive)
 
 
 def verify_store(
@@ -75,11 +78,13 @@ def verify_store(
     keys: Sequence[VerifierKey] = (),
     kept: Sequence[str] = (),
     bundle_hash: BundleHash | None = None,
+    archive: Archive | None = None,
 ) -> Report:
     """Audit a ledger, against checkpoints `kept` elsewhere (notes) if there are any.
 
     `keys` are those that may have signed checkpoints, besides the ones that the ledger's own events publish. Kept
     checkpoints are believed for the given keys only; without any, for the ledger's own. Findings are never raised.
+    Events that were archived are read from `archive`; without one, their stored hashes must give the signed roots.
     """
     report = Report()
     fault = store.fault
@@ -87,7 +92,7 @@ def verify_store(
         report.add(*warning, warning=True)
     try:
         with store.opened() as snapshot:
-            audit = _Audit(snapshot, report)
+            audit = _Audit(snapshot, report, archive)
             notes: list[tuple[int, str]] = []
             for part, step in (
                 ("structure", audit.structure),
@@ -145,9 +150,11 @@ def _from_base64(text: str) -> bytes:
 class _Audit:
     """One pass over one snapshot."""
 
-    def __init__(self, snapshot: Snapshot, report: Report) -> None:
+    def __init__(self, snapshot: Snapshot, report: Report, archive: Archive | None) -> None:
         self._snapshot = snapshot
         self._report = report
+        self._archived = ArchivedEvents(snapshot, archive)
+        self._declared = 0  # by the events: everything before is in the archive
         self._frontier = Frontier()
         self._tiles = _TileCheck(snapshot, report)
         self._roots: dict[int, bytes] = {}  # at the sizes that checkpoints name
@@ -168,7 +175,9 @@ class _Audit:
     def events(self, sizes: Collection[int]) -> None:
         """Every event's bytes, and the tree over them; the roots at `sizes` are remembered."""
         expected = 0
+        self._report.archived = self._archived.before()
         for seq, data, leaf in self._snapshot.rows("SELECT seq, bytes, leaf FROM events ORDER BY seq"):
+            expected = self._fill(expected, min(seq, self._report.archived), sizes)
             if seq != expected:
                 self._report.add("event_missing", f"event {expected}", f"the next one stored is {seq}")
                 self._tiles.give_up()
@@ -179,13 +188,38 @@ class _Audit:
             computed = leaf_hash(data)
             if computed != leaf:
                 self._report.add("event_changed", f"event {seq}", f"the leaf hash of its bytes is {computed.hex()}")
-            self._frontier.append(computed)
-            self._tiles.append(computed)
-            if self._frontier.size in sizes:
-                self._roots[self._frontier.size] = self._frontier.root()
+            self._append(computed, sizes)
             expected = seq + 1
         self._tiles.finish()
+        if self._report.archived > self._declared:
+            self._report.add("archived_undeclared", f"events before {self._report.archived}", "no event says so")
         self._report.size, self._report.root = self._frontier.size, self._frontier.root().hex()
+
+    def _append(self, leaf: bytes, sizes: Collection[int]) -> None:
+        self._frontier.append(leaf)
+        self._tiles.append(leaf)
+        if self._frontier.size in sizes:
+            self._roots[self._frontier.size] = self._frontier.root()
+
+    def _fill(self, start: int, stop: int, sizes: Collection[int]) -> int:
+        """Events that are in the archive: read there, or else taken by the hashes that stayed. Returns the next one."""
+        for seq in range(start, stop):
+            found = self._archived.at(seq)
+            if isinstance(found, str):
+                self._report.add("event_missing", f"event {seq}", found)
+                self._tiles.give_up()
+                return seq
+            leaf, data = found
+            if data is not None:
+                self._event(seq, data)
+                self._report.from_archive += 1
+                if leaf_hash(data) != leaf:
+                    self._report.add(
+                        "event_changed", f"event {seq}", "the archive has another than the ledger's hashes"
+                    )
+                    leaf = leaf_hash(data)
+            self._append(leaf, sizes)
+        return max(start, stop)
 
     def _event(self, seq: int, data: bytes) -> None:
         """What one event says about itself."""
@@ -202,6 +236,10 @@ class _Audit:
         report.time = max(report.time, event.t)
         if seq == 0:
             self._genesis(event)
+        elif event.type == "ledger.restored":
+            report.epoch = str(event.body.get("epoch"))
+        elif event.type == "ledger.archived":
+            self._declared = max(self._declared, int(event.body.get("before", 0)))
         elif event.type in self._in_force:
             self._in_force[event.type] = str(event.body.get("hash"))
         elif event.type == "key.published" and event.body.get("purpose") == "checkpoint":

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from broker.ledger import Reader, make_id, parse_id
+from broker.ledger.epochs import is_here
 from broker.model import Task, TaskState
 from broker.wire import FeedKill, KillMap, Match, compared
 
@@ -265,12 +266,12 @@ def grant(r: Reader, seq: int) -> GrantRow | None:
 
 
 def grant_by_id(r: Reader, text: str) -> GrantRow | None:
-    """The credential that an id names: a grant's own, or its implicit task's, in this epoch."""
+    """The credential that an id names: a grant's own, or its implicit task's."""
     try:
         address = parse_id(text)
     except ValueError:
         return None
-    found = grant(r, address.seq) if address.epoch == r.head().epoch else None
+    found = grant(r, address.seq) if is_here(r, address) else None
     return found if found and text in (make_id("grt", address.epoch, found.seq), found.task) else None
 
 
@@ -416,6 +417,17 @@ def instances(r: Reader, *, since: int) -> list[InstanceRow]:
         (since,),
     )
     return [InstanceRow(row[0], row[1], orjson.loads(row[2]), *row[3:]) for row in rows.fetchall()]
+
+
+def stamps(r: Reader, *, since: int) -> dict[str, int]:
+    """The last stamp of each instance in contact since a time, as far as it was written."""
+    return dict(r.execute("SELECT instance, stamp FROM instances WHERE last_contact >= ?", (since,)).fetchall())
+
+
+def verifier_of(r: Reader, instance: str) -> str | None:
+    """The verifier that an instance is of; None for an unknown one."""
+    row = r.execute("SELECT verifier FROM instances WHERE instance = ?", (instance,)).fetchone()
+    return row[0] if row else None
 
 
 def bundle(r: Reader, digest: str) -> bytes | None:

@@ -6,6 +6,7 @@ one call. There is no timer: a lone request is written at once, and under load t
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ class Writer:
     """Made on the loop that it serves. Its methods are for that loop's thread only.
 
     `on_commit` is called on the loop after each commit, with the new head and all outcomes; `on_stop` once, when the
-    ledger turns out to be unusable for this process.
+    ledger turns out to be unusable for this process; `observe` on the writer's thread after each batch, with the number
+    of commands, the seconds it took, whether it failed, and how many commands wait by then.
     """
 
     def __init__(
@@ -54,11 +56,12 @@ class Writer:
         loop: asyncio.AbstractEventLoop,
         on_commit: Callable[[Head, list[Any]], None] | None = None,
         on_stop: Callable[[LedgerStopped], None] | None = None,
+        observe: Callable[[int, float, bool, int], None] | None = None,
         max_batch: int = _BATCH,
         max_waiting: int = _WAITING,
     ) -> None:
         self._ledger, self._loop = ledger, loop
-        self._on_commit, self._on_stop = on_commit, on_stop
+        self._on_commit, self._on_stop, self._observe = on_commit, on_stop, observe
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._urgent: deque[_Entry] = deque()
         self._ordinary: deque[_Entry] = deque()
@@ -147,10 +150,14 @@ class Writer:
         """The writer's thread: commit, report, repeat."""
         while (batch := self._batches.get()) is not None:
             commands = [command for entry in batch.entries for command in entry.commands]
+            began = time.perf_counter()
             try:
                 outcome: list[Any] | Exception = self._ledger.commit(commands, priority=batch.priority)
             except Exception as error:  # noqa: BLE001  (the callers get it, and the thread lives on)
                 outcome = error
+            if self._observe is not None:
+                failed = isinstance(outcome, Exception)
+                self._observe(len(commands), time.perf_counter() - began, failed, self._waiting)
             try:
                 self._loop.call_soon_threadsafe(self._deliver, batch, outcome, self._ledger.head)
             except RuntimeError:  # the loop is closed: nobody is left to tell

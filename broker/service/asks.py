@@ -51,9 +51,10 @@ class TokenRequest(NamedTuple):
     task: str | None = None
     scope: tuple[str, ...] | None = None  # None: not sent
     details: Mapping[str, Any] | None = None
+    traceparent: str | None = None
 
 
-def read_token_request(pairs: Sequence[tuple[str, str]]) -> TokenRequest:
+def read_token_request(pairs: Sequence[tuple[str, str]], *, traceparent: str | None = None) -> TokenRequest:
     """Read the form of the token endpoint. Raises Malformed or a subclass; says which parameter and what to do."""
     form = _once(pairs)
     grant, assertion = _grant(form)
@@ -66,6 +67,7 @@ def read_token_request(pairs: Sequence[tuple[str, str]]) -> TokenRequest:
         task=_identifier(form, "task"),
         scope=None if scope is None else _scope(scope),
         details=_details(form["authorization_details"]) if "authorization_details" in form else None,
+        traceparent=traceparent,
     )
 
 

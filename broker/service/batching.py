@@ -1,6 +1,7 @@
 """Requests of one event-loop tick, taken through the pipeline together."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -12,11 +13,18 @@ class TickBatcher(Generic[T, R]):
     """Collects what arrives within one tick and hands it over as one batch. No fixed delay: an idle broker answers one
     request at once, a loaded one finds its batches growing by themselves.
 
-    `process` answers a batch in order; an exception in a slot fails that request only.
+    `process` answers a batch in order; an exception in a slot fails that request only. `observe` is told of each batch,
+    once: its items, its answers, and the seconds that it took.
     """
 
-    def __init__(self, process: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]]) -> None:
+    def __init__(
+        self,
+        process: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
+        *,
+        observe: Callable[[Sequence[T], Sequence[R | Exception], float], None] | None = None,
+    ) -> None:
         self._process = process
+        self._observe = observe
         self._waiting: list[tuple[T, Callable[[R | Exception], None]]] = []
         self._running: set[asyncio.Task[None]] = set()
 
@@ -34,9 +42,12 @@ class TickBatcher(Generic[T, R]):
 
     async def _run(self, batch: list[tuple[T, Callable[[R | Exception], None]]]) -> None:
         answers: Sequence[R | Exception]
+        items, began = [item for item, _ in batch], time.perf_counter()
         try:
-            answers = await self._process([item for item, _ in batch])
+            answers = await self._process(items)
         except Exception as error:  # noqa: BLE001  (handed to every waiting request)
             answers = [error] * len(batch)
+        if self._observe is not None:
+            self._observe(items, answers, time.perf_counter() - began)
         for (_, tell), answer in zip(batch, answers, strict=True):
             tell(answer)

@@ -10,6 +10,7 @@ from broker import jose
 from broker.errors import Forbidden, NotFound
 from broker.keys import Keyring
 from broker.ledger import Ledger, Reader, StoredEvent, make_id, parse_id, views
+from broker.ledger.epochs import epoch_of, is_here
 from broker.ledger.proofs import Proofs
 from broker.model import AgentCaller, Caller, OperatorCaller, Right, VerifierCaller
 from broker.revocation import claims_of
@@ -56,7 +57,7 @@ class Evidence:
         if address.kind not in ("dec", "grt"):
             raise missing
         with self._ledger.read() as r:
-            if address.epoch != r.head().epoch or not 0 <= address.seq < r.head().size:
+            if not is_here(r, address):
                 raise missing
             event = self._proofs.event(r, address.seq)
             if event.type not in _OUTCOMES or not self._may_explain(caller, event.body):
@@ -75,7 +76,7 @@ class Evidence:
                     or grant.task != task_id
                     or not may_see(self._rules.current.registry, caller, grant.agent)
                 ):
-                    raise missing
+                    return self._archived_task(r, caller, task_id, missing)
                 event = self._proofs.event(r, grant.seq)
                 return {
                     "task": task_id,
@@ -105,21 +106,48 @@ class Evidence:
                 "head": _head(r),
             }
 
+    def _archived_task(self, r: Reader, caller: Caller, task_id: str, missing: NotFound) -> dict[str, Any]:
+        """How a task began whose rows went with the archived events. Raises InArchive where there is no archive."""
+        try:
+            address = parse_id(task_id, kind="tsk")
+        except ValueError:
+            raise missing from None
+        if not is_here(r, address) or address.seq >= r.head().archived:
+            raise missing
+        event = self._proofs.event(r, address.seq)
+        agent = str(event.body.get("agent"))
+        if event.body.get("task") != task_id or not may_see(self._rules.current.registry, caller, agent):
+            raise missing
+        return {
+            "task": task_id,
+            "agent": agent,
+            "state": "archived",
+            "opened": event.t,
+            "purpose": None,
+            "trigger": {"kind": event.body["trigger"]} if "trigger" in event.body else "implicit",
+            "events": [self._explained(r, event)],
+            "complete": event.type == "issued",
+            "head": _head(r),
+        }
+
     def _explained(self, r: Reader, event: StoredEvent) -> dict[str, Any]:
         """An event as a reviewer reads it. `after` says how the credential stands now."""
         body = {key: value for key, value in event.body.items() if key != "proof"}
         told: dict[str, Any] = {"position": event.seq, "at": event.t, "type": event.type, **body}
         if event.type in _OUTCOMES:
-            told["decision_id"] = make_id("dec", r.head().epoch, event.seq)
+            told["decision_id"] = make_id("dec", epoch_of(r, event.seq), event.seq)
         if event.type == "issued":
-            told["after"] = self._standing(r, event.seq)
+            told["after"] = self._standing(r, event)
         return told
 
-    def _standing(self, r: Reader, seq: int) -> dict[str, Any]:
+    def _standing(self, r: Reader, event: StoredEvent) -> dict[str, Any]:
+        seq = event.seq
         grant = views.grant(r, seq)
         if grant is None:
+            if seq < r.head().archived:  # its row went with the event; nothing that old is alive
+                return {"state": "over", "until": event.body["exp"] * 1000}
             return {"state": "failed"}
-        claims = claims_of(grant, make_id("grt", r.head().epoch, 0)[:-1])
+        claims = claims_of(grant, make_id("grt", epoch_of(r, seq), 0)[:-1])
         killed_by = views.kill_of(r, claims, grant.kid)
         if killed_by is not None:
             return {

@@ -13,7 +13,7 @@ all, commit all in one transaction, mint all. A failing request fails alone. The
  8. commit                 a kill, hold, reload or task's end that came first; a proof spent twice; an unwritable ledger
  9. mint                   a credential that the ledger does not know
 10. check what was minted  a credential that differs from its commit
-11. answer                 (`web.oauth`)
+11. answer                 (`web.token`)
 """
 
 import asyncio
@@ -107,6 +107,7 @@ class Issuance:
         token_endpoint: str,
         ttl_ms: int,
         now: Callable[[], int],
+        observe: Callable[[Sequence[TokenRequest], Sequence[TokenAnswer | Exception], float], None] | None = None,
     ) -> None:
         self._rules = rules
         self._writer = writer
@@ -119,7 +120,7 @@ class Issuance:
         self._iss = iss
         self._ttl_ms = ttl_ms
         self._now = now
-        self._batcher = TickBatcher(self.issue_batch)
+        self._batcher = TickBatcher(self.issue_batch, observe=observe)
         self._fetching: set[asyncio.Task[None]] = set()
 
     async def issue(self, request: TokenRequest) -> TokenAnswer:
@@ -167,9 +168,7 @@ class Issuance:
             self._decide(rules, [case for case in waiting if case.open])  # 6
             if await self._commit(rules, [case for case in waiting if case.result is None]):  # 7, 8
                 await self._rules.catch_up()
-        for case in cases:
-            if case.issued is not None:
-                await self._mint(case, case.issued)  # 9, 10
+        await self._mint([case for case in cases if case.issued is not None])  # 9, 10
         return [case.result or _UNSETTLED for case in cases]
 
     def _authenticate(self, rules: Rules, case: _Case) -> None:
@@ -285,7 +284,7 @@ class Issuance:
         agent, workload = case.agent, case.workload
         assert agent is not None
         assert workload is not None
-        asked = Asked(agent=agent.id, owner=agent.owner, workload=workload, task=case.request.task, ask=case.ask)
+        asked = Asked(agent.id, agent.owner, workload, case.request.task, case.ask, case.request.traceparent)
         if case.refusal is not None:
             reason, error = case.refusal
             return Refuse(asked, reason, error.sentence, case.verdict)
@@ -308,25 +307,34 @@ class Issuance:
         error.decision_id = refused.decision_id
         return error
 
-    async def _mint(self, case: _Case, issued: Issued) -> None:
+    async def _mint(self, cases: Sequence[_Case]) -> None:
         """9, 10: sign what was committed. A failure is recorded; the position stays spent."""
-        assert case.agent is not None
-        assert case.ask is not None
-        assert case.resource is not None
-        order = _order(issued, case.agent, case.resource, case.ask)
-        claims = {"sub": order.agent, "aud": order.audience, "task": order.task, "jti": order.jti}
-        case.result = self._stopped(claims, order.kid)  # again: a kill may have come while the commit was on its way
-        if case.result is not None:
-            with suppress(LedgerUnavailable):
-                await self._writer.submit(Fail(issued, "killed"))
-            return
+        orders = [_order(case) for case in cases]
+        tokens: Sequence[str | Exception]
         try:
-            case.result = TokenAnswer(self._issuer.issue(order), order, issued.decision_id)
+            tokens = await self._issuer.issue_all(orders)
         except Exception as error:
-            log.exception("minting_failed", seq=issued.seq)
-            case.result = Unavailable("The credential could not be minted. Nothing was issued.", internal=repr(error))
-            with suppress(LedgerUnavailable):  # its position says "issued", but no credential ever left
-                await self._writer.submit(Fail(issued, type(error).__name__))
+            log.exception("minting_failed")
+            tokens = [error] * len(orders)
+        for case, order, token in zip(cases, orders, tokens, strict=True):
+            assert case.issued is not None
+            claims = {"sub": order.agent, "aud": order.audience, "task": order.task, "jti": order.jti}
+            case.result = self._stopped(claims, order.kid)  # again: a kill may have come since the commit was sent
+            if case.result is not None:
+                await self._fail(case.issued, "killed")
+            elif isinstance(token, Exception):
+                log.error("not_minted", seq=order.seq, error=repr(token), internal=getattr(token, "internal", None))
+                case.result = Unavailable(
+                    "The credential could not be minted. Nothing was issued.", internal=repr(token)
+                )
+                await self._fail(case.issued, type(token).__name__)
+            else:
+                case.result = TokenAnswer(token, order, case.issued.decision_id)
+
+    async def _fail(self, issued: Issued, why: str) -> None:
+        """Record that no credential ever left, though its position says "issued"."""
+        with suppress(LedgerUnavailable):
+            await self._writer.submit(Fail(issued, why))
 
     def _stopped(self, claims: Mapping[str, Any], kid: str | None) -> AccessDenied | None:
         """The refusal, while a kill that the ledger has yet to record covers such a credential."""
@@ -381,8 +389,13 @@ def _policy_requests(case: _Case) -> list[policies.Request]:
     ]
 
 
-def _order(issued: Issued, agent: Agent, resource: Resource, ask: Ask) -> Order:
+def _order(case: _Case) -> Order:
     """What the commit fixed, for the issuer. An action that takes one of the parameters is granted with them only."""
+    issued, agent, resource, ask = case.issued, case.agent, case.resource, case.ask
+    assert issued is not None
+    assert agent is not None
+    assert resource is not None
+    assert ask is not None
     limited = tuple(action for action in ask.actions if _parameters_of(resource.actions[action], ask.parameters))
     return Order(
         seq=issued.seq,

@@ -19,6 +19,7 @@ from broker.revocation import Covered, kill_receipt
 from broker.rules import Rules, RulesInForce
 from broker.service.callers import need
 from broker.service.reasons import checked_reason
+from broker.telemetry import tracing
 from broker.wire import Match
 
 _TRY_AGAIN = 8
@@ -274,6 +275,7 @@ class KillSwitch:
             agents=agents,
             audience=audience,
             alarm=operator.operator.break_glass,
+            traceparent=tracing.current(),
         )
 
     def _expand(self, rules: Rules, selector: Selector) -> tuple[tuple[str, ...], str | None]:

@@ -13,6 +13,7 @@ from broker.ledger.writer import Writer
 from broker.model import AgentCaller, Caller, OperatorCaller, Task, TaskState
 from broker.rules import RulesInForce
 from broker.service.callers import may_see
+from broker.telemetry import tracing
 
 TRIGGERS = ("user", "schedule", "webhook", "agent", "manual")
 _MAX_TEXT = 2_000
@@ -92,6 +93,7 @@ class Tasks:
                 on_behalf_of=ask.on_behalf_of,
                 heartbeat_ms=None if ask.heartbeat_s is None else ask.heartbeat_s * 1000,
                 parent=ask.parent,
+                traceparent=tracing.current(),
             )
         )
         if isinstance(opened, TaskRefused):

@@ -16,11 +16,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from broker.errors import Malformed, NotFound, TaskpassError
 from broker.keys import Keyring
 from broker.service import Broker
-from broker.web import audit, oauth, operator, revocations, tasks, token
+from broker.signals.attempts import Attempts
+from broker.telemetry.tracing import Spans
+from broker.web import audit, oauth, operations, operator, revocations, tasks, token
 from broker.web.feed import Feed
 from broker.web.guards import check_guards, guard, record, routes_of
-from broker.web.http import json_answer, problem, unforeseen
+from broker.web.http import problem, unforeseen
 from broker.web.openapi import publish
+from broker.web.readiness import Ready
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +36,8 @@ class WebSettings:
     control_url: str
     jwks_keep_ms: int
     max_body: int
+    metrics_token: str | None = None
+    max_streams: int = 1_800
 
 
 def create_app(
@@ -40,9 +45,12 @@ def create_app(
     broker: Broker,
     keyring: Keyring,
     feed: Feed | None,
+    attempts: Attempts,
     settings: WebSettings,
     scopes: Callable[[], set[str]],
-    ready: Callable[[], list[str]],
+    ready: Ready,
+    exposition: Callable[[], bytes] | None = None,
+    spans: Spans | None = None,
     tokens: bool,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
@@ -60,9 +68,11 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.broker, app.state.keyring, app.state.feed = broker, keyring, feed
+    app.state.attempts = attempts
     app.state.settings, app.state.scopes, app.state.ready = settings, scopes, ready
+    app.state.exposition, app.state.spans = exposition, spans or Spans()
     if tokens:
-        app.serve_tokens(token.TokenEndpoint(broker, max_body=settings.max_body))
+        app.serve_tokens(token.TokenEndpoint(broker, attempts, max_body=settings.max_body))
     app.include_router(oauth.router)
     app.include_router(tasks.router)
     if feed is not None:
@@ -70,8 +80,8 @@ def create_app(
         app.include_router(audit.router)
         app.include_router(revocations.router)
         app.direct("POST", "/v1/revocations/ack", revocations.acknowledge)
-    app.add_api_route("/livez", _livez, methods=["GET"])
-    app.add_api_route("/readyz", _readyz, methods=["GET"])
+        app.include_router(operations.scraping)
+    app.include_router(operations.router)
     publish(app)
     _render_errors(app)
     check_guards(app.router.routes)
@@ -121,18 +131,6 @@ class Application(FastAPI):
         if scope["type"] == "http":
             app = self._direct.get((scope["method"], scope["path"]), app)
         await app(scope, receive, send)
-
-
-async def _livez() -> Response:
-    return json_answer({"status": "alive"})
-
-
-async def _readyz(request: Request) -> Response:
-    """Ready to issue, or the reasons why not."""
-    reasons = request.app.state.ready()
-    return json_answer(
-        {"status": "ready" if not reasons else "not ready", "reasons": reasons}, 200 if not reasons else 503
-    )
 
 
 def _render_errors(app: FastAPI) -> None:

@@ -1,16 +1,17 @@
 """The token endpoint on the wire of `taskpass serve`: a plain request is answered without a task, a scope or an event.
 
 Uvicorn's connection goes on serving everything else, and whatever is not plain about a token request: a query, an
-escaped path, `Expect`, HTTP/1.0, pipelining, a client that does not read.
+escaped path, `Expect`, HTTP/1.0, pipelining, a client that does not read, one more than the broker takes.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from broker.errors import TaskpassError
 from broker.service.issuance import TokenAnswer
-from broker.web.http import oauth_error, unforeseen
+from broker.web.connections import BoundedProtocol
 from broker.web.token import HEADERS, PATH, TokenEndpoint, granted
 
 _PATH: Final = PATH.encode()
@@ -23,12 +24,13 @@ def _head(status: int, headers: Any) -> bytes:  # noqa: ANN401  (pairs of bytes)
 _GRANTED: Final = _head(200, HEADERS)
 
 
-class TokenConnection(HttpToolsProtocol):
+class TokenConnection(BoundedProtocol):
     """One client's connection."""
 
-    def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401  (Uvicorn's)
-        super().__init__(*args, **more)
+    def __init__(self, **more: Any) -> None:  # noqa: ANN401  (passed on)
+        super().__init__(**more)
         self._endpoint: TokenEndpoint | None = getattr(self.config.app, "token_endpoint", None)
+        self._proxies = self.app.trusted_hosts if isinstance(self.app, ProxyHeadersMiddleware) else None
 
     def on_headers_complete(self) -> None:
         """Take the request, if it is a plain one for a token."""
@@ -42,14 +44,24 @@ class TokenConnection(HttpToolsProtocol):
             or parser.should_upgrade()
             or self.flow.write_paused
             or self._busy()
+            or self.crowded()
         ):
             super().on_headers_complete()
         else:
+            self.head_ended()
             self.cycle = Exchange(self, endpoint, keep_alive=parser.should_keep_alive())  # type: ignore[assignment]
 
     def _busy(self) -> bool:
         cycle: object = self.cycle
         return cycle is not None and not self.cycle.response_complete
+
+    def address_of(self, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+        """Whose request it is. As for an ASGI application, that is what a trusted proxy says."""
+        peer = self.client[0] if self.client is not None else None
+        if self._proxies is None or peer not in self._proxies:
+            return peer
+        forwarded = b", ".join(value for name, value in headers if name == b"x-forwarded-for").decode("latin-1")
+        return self._proxies.get_trusted_client_address(forwarded)[0] or peer
 
     def on_body(self, body: bytes) -> None:
         """Part of the body."""
@@ -78,7 +90,16 @@ class _NobodyWaits:
 class Exchange:
     """One token request and its answer. To its connection it is what a request-response cycle is."""
 
-    __slots__ = ("_body", "_connection", "_endpoint", "disconnected", "keep_alive", "response_complete")
+    __slots__ = (
+        "_address",
+        "_body",
+        "_connection",
+        "_endpoint",
+        "disconnected",
+        "keep_alive",
+        "more_body",
+        "response_complete",
+    )
 
     message_event = _NobodyWaits()
 
@@ -86,6 +107,8 @@ class Exchange:
         self._connection = connection
         self._endpoint = endpoint
         self._body: bytes | None = b""
+        self._address: str | None = None
+        self.more_body = True
         self.keep_alive = keep_alive  # cleared by the connection when the server stops
         self.disconnected = False  # set by the connection
         self.response_complete = False
@@ -97,7 +120,10 @@ class Exchange:
 
     def begin(self, headers: list[tuple[bytes, bytes]]) -> None:
         """The request is whole: read it and hand it over."""
+        self.more_body = False
+        self._address = self._connection.address_of(headers)
         try:
+            self._endpoint.admit(self._address)
             request = self._endpoint.read(headers, self._body)
             self._endpoint.submit(request, self._answer)
         except Exception as error:  # noqa: BLE001  (rendered: a refusal, or a 500 that leaks nothing)
@@ -107,7 +133,7 @@ class Exchange:
         if not isinstance(answer, Exception):
             self._write(_GRANTED, granted(answer))
             return
-        response = oauth_error(answer if isinstance(answer, TaskpassError) else unforeseen(answer))
+        response = self._endpoint.refusal(answer, self._address)
         headers = [pair for pair in response.raw_headers if pair[0] != b"content-length"]
         self._write(_head(response.status_code, headers), bytes(response.body))
 

@@ -6,7 +6,7 @@ nothing; so there is no gap and no order to get wrong.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,13 @@ QUEUE = 1_000
 ACKS_AT_ONCE = 200
 """Acknowledgements that one ledger event takes: far below its greatest length, however long their names are."""
 _PAUSE_S = 0.1
+_TELL_OTHERS_S = 0.2
+"""How long what an instance says here may wait for the broker that streams to it."""
+_RECENTLY_MS = 60_000
+_CONNECT_ANEW = "This instance is not connected to the feed: connect anew."
+_AHEAD = "The cursor lies ahead of the ledger."
+_LOOK_AGAIN_S = 0.02
+"""What waits for acknowledgements looks no more often than this, however much is committed meanwhile."""
 
 
 @dataclass(eq=False, slots=True)
@@ -67,17 +74,22 @@ class Listener:
 class Feed:
     """Follows the ledger and tells every listener."""
 
-    def __init__(self, *, ledger: Ledger, writer: Writer, now: Callable[[], int]) -> None:
+    def __init__(
+        self, *, ledger: Ledger, writer: Writer, now: Callable[[], int], tell: Callable[[int], None] | None = None
+    ) -> None:
+        """`tell` is told of the position whenever kills were found, for feeds that look elsewhere."""
         self._ledger = ledger
         self._writer = writer
         self._now = now
+        self._tell = tell
         self._listeners: dict[str, Listener] = {}
         self._provisional: dict[str, FeedKill] = {}
         self._position = -1
         self._version = -1
         self._acks: list[Ack] = []
+        self._elsewhere: dict[str, tuple[int, int]] = {}  # instances of other brokers: what they said here last
         self._acks_waiting = asyncio.Event()
-        self._changed = asyncio.Event()  # acknowledgements were committed
+        self._changed = asyncio.Event()  # something was committed, by whomever
         self._poke = asyncio.Event()  # this process committed something
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -85,7 +97,7 @@ class Feed:
         """Begin to follow."""
         with self._ledger.read() as r:
             self._position = r.head().size - 1
-        steps = (self._follow, self._beat, self._touch, self._write_acks)
+        steps = (self._follow, self._beat, self._touch, self._touch_elsewhere, self._write_acks)
         self._tasks = [asyncio.create_task(_forever(step), name=step.__name__) for step in steps]
 
     async def stop(self) -> None:
@@ -98,8 +110,18 @@ class Feed:
             with suppress(asyncio.CancelledError):
                 await task
 
+    @property
+    def position(self) -> int:
+        """The last position that was looked at."""
+        return self._position
+
+    @property
+    def listening(self) -> int:
+        """How many instances follow the stream here."""
+        return len(self._listeners)
+
     def poke(self) -> None:
-        """This process committed: look now, not at the next poll."""
+        """This process committed, or another may have: look now, not at the next poll."""
         self._poke.set()
 
     # --- What listeners get -------------------------------------------------------------------------------------------
@@ -149,21 +171,42 @@ class Feed:
                 del self._listeners[listener.instance]
 
     def acknowledge(self, *, verifier: str, instance: str, cursor: Cursor, stamp: int) -> None:
-        """The instance reports everything up to `cursor` applied. Raises Conflict when it is not connected here, and
-        Malformed for a position that is not there yet.
+        """The instance reports everything up to `cursor` applied, wherever its stream is. Raises Conflict when it never
+        connected, and Malformed for a position that is not there yet.
         """
         listener = self._listeners.get(instance)
-        if listener is None or listener.verifier != verifier or cursor.epoch != self._ledger.head.epoch:
-            raise Conflict("This instance is not connected to the feed here: connect anew.")
+        if listener is None:
+            self._acknowledge_elsewhere(verifier, instance, cursor, stamp)
+            return
+        if listener.verifier != verifier or cursor.epoch != self._ledger.head.epoch:
+            raise Conflict(_CONNECT_ANEW)
         if cursor.position >= self._ledger.head.size:
-            raise Malformed("The cursor lies ahead of the ledger.")
+            raise Malformed(_AHEAD)
         listener.heard = True
         listener.stamp = max(stamp, listener.stamp or 0)
         listener.position = max(listener.position, cursor.position)
+        done = {position: at for position, at in listener.owed.items() if position <= cursor.position}
+        for position in done:
+            del listener.owed[position]
+        self._take_acks(done, instance, verifier)
+
+    def _acknowledge_elsewhere(self, verifier: str, instance: str, cursor: Cursor, stamp: int) -> None:
+        """The same for an instance that another broker streams to: what it owes, and to whom, is in the store."""
+        with self._ledger.read() as r:
+            head = r.head()
+            if views.verifier_of(r, instance) != verifier or cursor.epoch != head.epoch:
+                raise Conflict(_CONNECT_ANEW)
+            if cursor.position >= head.size:
+                raise Malformed(_AHEAD)
+            done = dict(views.unacknowledged(r, instance, cursor.position))
+        position, earlier = self._elsewhere.get(instance, (-1, 0))
+        self._elsewhere[instance] = max(position, cursor.position), max(earlier, stamp)
+        self._take_acks(done, instance, verifier)
+
+    def _take_acks(self, done: Mapping[int, int], instance: str, verifier: str) -> None:
+        """Acknowledged now: kills by their position, with the ledger time of each."""
         now = self._now()
-        for position in [position for position in listener.owed if position <= cursor.position]:
-            ms = max(0, now - listener.owed.pop(position))
-            self._acks.append(Ack(position, instance, verifier, ms))
+        self._acks += [Ack(position, instance, verifier, max(0, now - at)) for position, at in done.items()]
         if self._acks:
             self._acks_waiting.set()
 
@@ -190,12 +233,15 @@ class Feed:
         self._broadcast(_event("withdrawn", {"id": provisional_id, "kill": kill.to_wire() if kill else None}))
 
     async def until(self, done: Callable[[], bool], *, timeout_ms: int) -> None:
-        """Wait until `done`, looked at again whenever acknowledgements are committed, or until the time is over."""
+        """Wait until `done`, looked at again whenever something was committed, or until the time is over."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_ms / 1000):
-                while not done():
-                    self._changed.clear()
-                    await self._changed.wait()
+                while True:
+                    changed = self._changed
+                    if done():
+                        return
+                    await changed.wait()
+                    await asyncio.sleep(_LOOK_AGAIN_S)
 
     # --- Following the ledger -----------------------------------------------------------------------------------------
 
@@ -219,11 +265,14 @@ class Feed:
         kills = views.feed(r, after=self._position)
         times = views.kill_times(r, after=self._position) if kills else {}
         self._position = head.size - 1
+        self._say_changed()  # acknowledgements may be among what was committed, here or by another broker
         for kill in kills:
             if kill.seq in times:
                 for listener in self._listeners.values():
                     listener.owed[kill.seq] = times[kill.seq]
             self._broadcast(_kill_event(head.epoch, kill))
+        if kills and self._tell is not None:
+            self._tell(self._position)
 
     def _broadcast(self, event: bytes) -> None:
         for listener in list(self._listeners.values()):
@@ -242,18 +291,36 @@ class Feed:
             return
         with self._ledger.read() as r:
             self._catch_up(r)  # a heartbeat vouches for every kill before it
+            self._hear_of_elsewhere(r)
             beats = [(listener, _heartbeat(r, listener.stamp)) for listener in self._listeners.values()]
         for listener, event in beats:
             self._send(listener, event)
 
+    def _hear_of_elsewhere(self, r: Reader) -> None:
+        """What listeners of ours told other brokers, so that the heartbeat echoes it."""
+        silent = [listener for listener in self._listeners.values() if not listener.heard]
+        if silent:
+            told = views.stamps(r, since=r.head().time - _RECENTLY_MS)
+            for listener in silent:
+                listener.stamp = max(told.get(listener.instance, 0), listener.stamp or 0) or None
+
     async def _touch(self) -> None:
         """Every second: who was heard of, coalesced. Apart from the heartbeats, which no write may delay."""
         await asyncio.sleep(HEARTBEAT_S)
-        seen = [listener for listener in self._listeners.values() if listener.heard]
-        for listener in seen:
+        heard = [listener for listener in self._listeners.values() if listener.heard]
+        for listener in heard:
             listener.heard = False
-        if seen:
-            await self._writer.submit(TouchInstances([(each.instance, each.position) for each in seen]))
+        if heard:
+            await self._writer.submit(
+                TouchInstances([(each.instance, each.position, each.stamp or 0) for each in heard])
+            )
+
+    async def _touch_elsewhere(self) -> None:
+        """The same for instances that are connected to another broker, which waits for it."""
+        await asyncio.sleep(_TELL_OTHERS_S)
+        told, self._elsewhere = self._elsewhere, {}
+        if told:
+            await self._writer.submit(TouchInstances([(instance, *last) for instance, last in told.items()]))
 
     async def _write_acks(self) -> None:
         """Record acknowledgements, as many together as one event holds. Those that cannot be written now are kept."""
@@ -266,7 +333,12 @@ class Feed:
             raise
         if not self._acks:
             self._acks_waiting.clear()
-        self._changed.set()
+        self._say_changed()
+
+    def _say_changed(self) -> None:
+        """Wake all who wait for a change; who begins to wait now waits for the next."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     def _snapshot(self, r: Reader) -> dict[str, Any]:
         head = r.head()
@@ -279,13 +351,22 @@ class Feed:
 
 
 async def _forever(step: Callable[[], Awaitable[None]]) -> None:
-    """One step after another. One that fails is logged and tried again: nothing but `stop` ends a part of the feed."""
+    """One step after another. One that fails is tried again: nothing but `stop` ends a part of the feed. Logged is the
+    first failure of a kind, and that it works again; a store may be away for hours.
+    """
+    failing: type[Exception] | None = None
     while True:
         try:
             await step()
         except Exception as error:  # noqa: BLE001  (whatever it is, verifiers depend on the next step)
-            log.error("feed_step_failed", step=step.__name__, error=repr(error))
+            if failing is not type(error):
+                failing = type(error)
+                log.error("feed_step_failed", step=step.__name__, error=repr(error))
             await asyncio.sleep(_PAUSE_S)
+        else:
+            if failing is not None:
+                failing = None
+                log.warning("feed_step_works_again", step=step.__name__)
 
 
 def _place(r: Reader) -> dict[str, Any]:

@@ -12,10 +12,12 @@ from typing import Annotated
 from fastapi import Depends, Request
 from starlette.routing import BaseRoute, Route
 
-from broker.errors import Forbidden, NotFound, TaskpassError
+from broker.errors import Forbidden, NotAuthenticated, NotFound, TaskpassError
 from broker.model import Caller
 from broker.service import Broker
 from broker.service.callers import kind_of
+from broker.signals.attempts import Attempts
+from broker.telemetry import tracing
 
 AGENT, VERIFIER, OPERATOR = "agent", "verifier", "operator"
 ANY = frozenset({AGENT, VERIFIER, OPERATOR})
@@ -24,12 +26,14 @@ ANY = frozenset({AGENT, VERIFIER, OPERATOR})
 @dataclass(frozen=True, slots=True)
 class Guard:
     """The kinds of callers a route is for; None: anonymous. With `spends` its handler spends the proof itself, in its
-    own commit. With `kills` it works even while no proof can be recorded as spent.
+    own commit. With `kills` it works even while no proof can be recorded as spent. With `scrapes` its handler asks for
+    the configured token of the scraper.
     """
 
     kinds: frozenset[str] | None
     spends: bool = False
     kills: bool = False
+    scrapes: bool = False
 
 
 _PUBLIC = Guard(None)
@@ -48,6 +52,8 @@ GUARDS: dict[tuple[str, str], Guard] = {
     ("GET", "/.well-known/openid-configuration"): _PUBLIC,
     ("GET", "/livez"): _PUBLIC,
     ("GET", "/readyz"): _PUBLIC,
+    # A scraper has no identity of ours, but the configured token, which the handler asks for. Off by default.
+    ("GET", "/metrics"): Guard(None, scrapes=True),
     ("GET", "/openapi.json"): _PUBLIC,
     ("POST", "/v1/sessions"): Guard(ANY, spends=True),
     ("GET", "/v1/whoami"): Guard(ANY),
@@ -84,6 +90,7 @@ GUARDS: dict[tuple[str, str], Guard] = {
 
 async def guard(request: Request) -> None:
     """Authenticate the caller of a guarded route and leave it in the request's state."""
+    tracing.enter(request.scope["headers"])
     broker: Broker = request.app.state.broker
     if not request.scope[
         "path"
@@ -93,11 +100,28 @@ async def guard(request: Request) -> None:
     row = GUARDS[request.method, path]
     if row.kinds is None:
         return
-    caller = request.state.caller = await broker.callers.authenticate(bearer(request), even_late=row.kills)
+    caller = await authenticated(request, bearer(request), kills=row.kills)
     if kind_of(caller) not in row.kinds:
         raise Forbidden(f"This is for {' and '.join(sorted(row.kinds))}s; you are {kind_of(caller)} {caller.id}.")
     if not row.spends:
         await broker.callers.spend(caller, path, even_unrecorded=row.kills)
+
+
+async def authenticated(request: Request, token: str | None, *, kills: bool = False) -> Caller:
+    """The caller, left in the request's state; its proof is not spent. An address that failed too often waits, but for
+    a kill. Raises NotAuthenticated, TooManyAttempts, Unavailable.
+    """
+    broker: Broker = request.app.state.broker
+    attempts: Attempts = request.app.state.attempts
+    address = request.client.host if request.client is not None else None
+    if not kills:
+        attempts.admit(address)
+    try:
+        caller = request.state.caller = await broker.callers.authenticate(token, even_late=kills)
+    except NotAuthenticated:
+        attempts.failed(address)
+        raise
+    return caller
 
 
 async def record(request: Request, error: TaskpassError) -> None:

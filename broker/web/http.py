@@ -128,7 +128,7 @@ def oauth_error(error: TaskpassError, *, challenge: bool = False) -> Response:
 
 def problem(error: TaskpassError, status: int | None = None) -> Response:
     """An error anywhere else (RFC 9457), under another status than its own if one is given."""
-    reference, status = _log(error), status or error.status
+    reference, status = _log(error, structlog.contextvars.get_contextvars().get("request_id")), status or error.status
     body = {
         "type": f"urn:taskpass:error:{error.code}",
         "title": type(error).__name__,
@@ -156,8 +156,9 @@ def _headers(error: TaskpassError, reference: str) -> dict[str, str]:
     return headers
 
 
-def _log(error: TaskpassError) -> str:
-    reference = request_id()
+def _log(error: TaskpassError, reference: str | None = None) -> str:
+    """Log a refusal under its request's id, and return that."""
+    reference = reference or request_id()
     write = log.error if error.status >= 500 else log.info
     write("refused", request_id=reference, code=error.code, decision_id=error.decision_id, internal=error.internal)
     return reference

@@ -16,7 +16,7 @@ from broker.service.asks import (
     DETAILS_TYPE,
     JWT_BEARER,
 )
-from broker.web.guards import bearer, record
+from broker.web.guards import authenticated, bearer, record
 from broker.web.http import json_answer, oauth_error, read_form
 
 router = APIRouter()
@@ -36,7 +36,7 @@ async def _client(request: Request, form: dict[str, str]) -> Caller:
         CLIENT_ASSERTION_SPIFFE,
     ):
         raise Malformed(f"client_assertion_type must be {CLIENT_ASSERTION_JWT}.")
-    caller = request.state.caller = await broker.callers.authenticate(header or assertion)
+    caller = await authenticated(request, header or assertion)
     if form.get("client_id") not in (None, caller.id):
         raise NotAuthenticated("client_id names another client than the assertion.")
     await broker.callers.spend(caller, request.scope["route"].path)

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from broker.errors import Malformed
 from broker.model import Selector, Target
 from broker.service import Broker
+from broker.telemetry.tracing import Spans
 from broker.web.feed import Feed
 from broker.web.guards import CallerOf
 from broker.web.http import Body, json_answer, listing, read_json, takes
@@ -95,7 +96,9 @@ async def _kill(
     switch = _broker(request).kill_switch
     if dry_run:
         return json_answer(await asyncio.to_thread(switch.blast_radius, caller, selector, hold=hold))
-    receipt = await switch.kill(caller, selector, reason=reason, hold=hold)
+    spans: Spans = request.app.state.spans
+    with spans.span("kill"):
+        receipt = await switch.kill(caller, selector, reason=reason, hold=hold)
     return json_answer(receipt, 201 if receipt["durable"] else 202)
 
 

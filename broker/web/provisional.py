@@ -85,6 +85,10 @@ class ProvisionalKills:
             "every match; other brokers on this ledger, if any, have not been reached.",
         }
 
+    def __len__(self) -> int:
+        """How many kills wait for the ledger."""
+        return len(self._waiting)
+
     def became(self, provisional_id: str) -> str | None:
         """The durable kill that replaced a provisional one."""
         return self._became.get(provisional_id)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
-from broker.errors import Forbidden, Malformed
+from broker.errors import Forbidden, Malformed, Unavailable
 from broker.ledger.commands.admin import RegisterInstance
 from broker.model import Caller, VerifierCaller
 from broker.service import Broker
@@ -58,6 +58,8 @@ async def stream(
     if foreign:
         raise Forbidden(f"Verifier {caller.id} is not registered for the audience {foreign[0][:200]}.")
     at = _cursor(cursor) if cursor is not None else None
+    if feed.listening >= request.app.state.settings.max_streams:
+        raise Unavailable("This broker has as many verifiers as it takes: try again, or another one.", retry_after=5)
     opened = await broker.callers.register_instance(
         caller,
         RegisterInstance(

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import orjson
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from broker.errors import Malformed, NotFound, TaskpassError
+from broker.errors import InvalidGrant, Malformed, NotAuthenticated, NotFound, TaskpassError
 from broker.service import Broker
 from broker.service.asks import TokenRequest, read_token_request
 from broker.service.issuance import Tell, TokenAnswer
+from broker.signals.attempts import Attempts
+from broker.telemetry.tracing import traceparent_in
 from broker.web.http import oauth_error, parse_form, unforeseen
 from issuers.access_token import details
 
@@ -22,31 +25,38 @@ PATH = "/oauth2/token"
 HEADERS = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"), (b"pragma", b"no-cache"))
 """Of every granted answer, beside its length."""
 
+_PROVED_NOTHING = (Malformed, NotAuthenticated, InvalidGrant)
+"""Refusals, when no decision is recorded with them: their sender is unknown."""
+
 
 class TokenEndpoint:
     """Reads token requests and hands them to the pipeline."""
 
-    def __init__(self, broker: Broker, *, max_body: int) -> None:
+    def __init__(self, broker: Broker, attempts: Attempts, *, max_body: int) -> None:
         self._broker = broker
+        self._attempts = attempts
         self.max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one token request as an ASGI application."""
+        address = scope["client"][0] if scope.get("client") else None
         try:
+            self.admit(address)
             if not scope["path"].isprintable():  # as in `guards.guard`
                 raise NotFound("There is no such path.")
             request = self.read(scope["headers"], await _body(receive, self.max_body), query=scope["query_string"])
             answer = await self._broker.issuance.issue(request)
-        except TaskpassError as error:
-            await oauth_error(error)(scope, receive, send)
-            return
-        except Exception as error:  # noqa: BLE001  (rendered as a 500 that leaks nothing)
-            await oauth_error(unforeseen(error))(scope, receive, send)
+        except Exception as error:  # noqa: BLE001  (rendered: a refusal, or a 500 that leaks nothing)
+            await self.refusal(error, address)(scope, receive, send)
             return
         payload = granted(answer)
         headers = [*HEADERS, (b"content-length", str(len(payload)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": payload})
+
+    def admit(self, address: str | None) -> None:
+        """Before a request is read. Raises TooManyAttempts when those of its address failed too often."""
+        self._attempts.admit(address)
 
     def read(self, headers: Sequence[tuple[bytes, bytes]], body: bytes | None, *, query: bytes = b"") -> TokenRequest:
         """1: bounded and read; a body of None was too long. Raises Malformed or a subclass.
@@ -58,7 +68,7 @@ class TokenEndpoint:
                 raise Malformed("Parameters belong in the body: URLs end up in logs.")
             if body is None:
                 raise Malformed(f"The request body is longer than {self.max_body} bytes.")
-            return read_token_request(parse_form(_content_type(headers), body))
+            return read_token_request(parse_form(_content_type(headers), body), traceparent=traceparent_in(headers))
         except Malformed as error:
             self._broker.refusals.count(error.code)
             raise
@@ -66,6 +76,14 @@ class TokenEndpoint:
     def submit(self, request: TokenRequest, tell: Tell) -> None:
         """See `Issuance.submit`."""
         self._broker.issuance.submit(request, tell)
+
+    def refusal(self, error: Exception, address: str | None) -> Response:
+        """The answer to a request that failed. It counts against its address when its sender is unknown."""
+        if not isinstance(error, TaskpassError):
+            return oauth_error(unforeseen(error))
+        if isinstance(error, _PROVED_NOTHING) and error.decision_id is None:
+            self._attempts.failed(address)
+        return oauth_error(error)
 
 
 def granted(answer: TokenAnswer) -> bytes:

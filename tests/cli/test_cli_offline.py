@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.sealing import KeySealer
 from tests.cli.conftest import Ran, Site
 
 Run = Callable[..., Ran]
@@ -30,6 +31,19 @@ def test_init_writes_what_loads_and_changes_nothing_that_exists(place: Path, run
     assert "exists already" in again.err
     assert (place / "taskpass.toml").read_bytes() == before
     assert "https" in run("init", place / "other", "--issuer", "http://example.com", code=1).err
+
+
+def test_keys_are_sealed_anew_when_the_sealing_key_changes(place: Path, run: Run) -> None:
+    assert run("keys", "reseal").out.startswith("Every key is sealed with the configured one")
+    (place / "keys/encryption.key").rename(place / "keys/previous.key")
+    KeySealer.create_file(place / "keys/encryption.key")
+    error = run("keys", "reseal", "-o", "json", code=None).error
+    assert error["code"] == "configuration_invalid"
+    config = place / "taskpass.toml"
+    config.write_text(config.read_text().replace("# previous_encryption", "previous_encryption"))
+    assert len(run("keys", "reseal", "-o", "json").json["resealed"]) == 4
+    config.write_text(config.read_text().replace("\nprevious_encryption", "\n# previous_encryption"))
+    assert run("keys", "reseal", "-o", "json").json["resealed"] == []
 
 
 def test_a_sound_registry(place: Path, run: Run) -> None:

@@ -51,6 +51,20 @@ def read_ledger(path: Path) -> Facts:
     return Facts(rows, head, checkpoints, marks)
 
 
+def read_database(url: str) -> Facts:
+    """The same of a ledger in PostgreSQL."""
+    import psycopg
+
+    with psycopg.connect(url) as db:
+        db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        rows = db.execute("SELECT seq, bytes, leaf FROM events ORDER BY seq").fetchall()
+        cursor = db.execute("SELECT * FROM head")
+        head = dict(zip([column.name for column in cursor.description or ()], cursor.fetchone() or (), strict=True))
+        checkpoints = db.execute("SELECT size, note FROM checkpoints ORDER BY size").fetchall()
+        marks = {bytes(mark).hex() for (mark,) in db.execute("SELECT mark FROM proofs")}
+    return Facts(rows, head, checkpoints, marks)
+
+
 # --- What clients saw -------------------------------------------------------------------------------------------------
 
 

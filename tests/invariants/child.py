@@ -10,12 +10,15 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from broker import processes
-from broker.app import Role, wall_clock
+from broker import processes, stores
+from broker.app import Role
 from broker.config import load_config
+from broker.stores import wall_clock
 from tests.invariants import failpoints
 
 CLOCK_OFFSET_MS = "INVARIANTS_CLOCK_OFFSET_MS"
+CLOCK_IS_OURS_ALONE = "INVARIANTS_CLOCK_IS_OURS_ALONE"
+"""Set: the clock is the host's, and a ledger in a database goes by the database's."""
 
 
 class _Supervisor(processes.Supervisor):
@@ -46,6 +49,8 @@ def main() -> int:
     address = listen[0] if listen else config.serve.control_listen if role is Role.CONTROL else config.serve.listen
     offset = int(os.environ.get(CLOCK_OFFSET_MS, "0"))
     processes.running = partial(processes.running, now=lambda: wall_clock() + offset)
+    if CLOCK_IS_OURS_ALONE in os.environ:
+        stores._instead_of_the_databases = lambda _: None
     failpoints.install()
     listening = processes.listen_on(address)
     asyncio.run(processes.serve_one(config, role=role, listening=listening, ready=lambda: _tell(int(ready_fd))))

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from broker import app
+from broker import stores
 from broker.app import Process, running
 from broker.ledger.commands.kills import Kill
 from broker.ledger.spool import Spool
@@ -61,7 +61,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
         def open(path: Path, **options: object) -> SqliteLedger:
             return opened(path, **options, connection_type=store.connection_type)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(app, "SqliteLedger", Ledger)
+    monkeypatch.setattr(stores, "SqliteLedger", Ledger)
     return store
 
 
@@ -193,17 +193,17 @@ def test_a_kill_that_names_many_agents_fits_its_reserved_space(tmp_path: Path) -
         agents=agents,
     )
     ledger = tmp_path / "ledger.db"
-    SqliteLedger.create(ledger, now=app.wall_clock, origin="test")
+    SqliteLedger.create(ledger, now=stores.wall_clock, origin="test")
 
     async def scenario() -> None:
-        opened = SqliteLedger.open(ledger, now=app.wall_clock)
+        opened = SqliteLedger.open(ledger, now=stores.wall_clock)
         writer = Writer(ledger=opened, loop=asyncio.get_running_loop())
-        feed = Feed(ledger=opened, writer=writer, now=app.wall_clock)
+        feed = Feed(ledger=opened, writer=writer, now=stores.wall_clock)
         stops = Stops.open(tmp_path / "stops")
 
         def kills() -> ProvisionalKills:
             spool = Spool.open(tmp_path / "spool")
-            return ProvisionalKills(writer=writer, feed=feed, spool=spool, stops=stops, now=app.wall_clock)
+            return ProvisionalKills(writer=writer, feed=feed, spool=spool, stops=stops, now=stores.wall_clock)
 
         before = kills()
         put = before.put(command, tuple((Match.AGENT, agent) for agent in agents))

@@ -9,8 +9,8 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import httpx2
@@ -24,6 +24,7 @@ from tests.invariants.kit import AGENTS, AUDIENCES, OWNERS, Client, Site, bearer
 pytestmark = pytest.mark.e2e
 
 SECONDS = float(os.environ.get("TASKPASS_SOAK", "12"))
+MUST_DO_S = 60  # longer no run goes on to get its kills
 ISSUERS = 12  # concurrent clients of each worker
 ENOUGH_KILLS, ENOUGH_TOKENS, ENOUGH_REFUSALS = 50, 500, 50  # or nothing was put to the test
 
@@ -31,30 +32,46 @@ ENOUGH_KILLS, ENOUGH_TOKENS, ENOUGH_REFUSALS = 50, 500, 50  # or nothing was put
 class Run:
     """The clients of one run, and what they share."""
 
-    def __init__(self, site: Site, workers: list[str]) -> None:
-        self.site, self.workers = site, workers
+    def __init__(
+        self,
+        site: Site,
+        workers: list[str],
+        *,
+        controls: Sequence[str] = (),
+        seconds: float = SECONDS,
+        issuers: int = ISSUERS,
+        kills: int = 0,
+    ) -> None:
+        """`controls` are the processes that kill, if there are several. It goes on until there were so many `kills`."""
+        self.site, self.workers, self.controls = site, workers, controls or [site.control]
         self.transcript = Transcript()
         self.compact: dict[str, str] = {}  # jti -> token
         self.tasks: list[tuple[str, str]] = []  # (agent, task)
         self.answers: Counter[str] = Counter()
-        self.until = time.monotonic() + SECONDS
+        self.until = time.monotonic() + seconds
+        self._issuers, self._kills = issuers, kills
 
     @property
     def going(self) -> bool:
-        return time.monotonic() < self.until
+        over = time.monotonic() - self.until
+        return over < 0 or (over < MUST_DO_S and len(self.transcript.kills) < self._kills)
 
     async def play(self) -> None:
         """Everything at once, until the time is over; then ask about every token of the last moments."""
-        async with httpx2.AsyncClient(base_url=self.site.control, timeout=30) as http:
-            operator = Client(self.site, http, self.transcript)
-            await operator.login()
+        async with AsyncExitStack() as stack:
+            operators = []
+            for control in self.controls:
+                http = await stack.enter_async_context(httpx2.AsyncClient(base_url=control, timeout=30))
+                operators.append(Client(self.site, http, self.transcript))
+                await operators[-1].login()
             async with asyncio.TaskGroup() as group:
                 for number, worker in enumerate(self.workers):
-                    for each in range(ISSUERS):
+                    for each in range(self._issuers):
                         group.create_task(self._issue(worker, random.Random(number * 1000 + each)))
                     group.create_task(self._work(worker))
-                group.create_task(self._kill(operator, random.Random(1)))
-                group.create_task(self._look(operator, random.Random(2)))
+                for number, operator in enumerate(operators):
+                    group.create_task(self._kill(operator, random.Random(number * 10 + 1)))
+                    group.create_task(self._look(operator, random.Random(number * 10 + 2)))
             for hold in (await operator.operate("GET", "/v1/holds")).json():
                 await operator.operate("POST", f"/v1/holds/{hold['id']}/lift", {"reason": "over"})
             for jti in random.Random(3).sample(sorted(self.compact), min(300, len(self.compact))):
@@ -106,15 +123,20 @@ class Run:
             target, value = self._victim(dice)
             response = await operator.kill(target, value, hold=None if dice.random() < 0.8 else False)
             no_next_key = target == "key" and response.status_code == 409
-            assert response.status_code in (201, 404) or no_next_key, response.text
+            assert response.status_code in (201, 404) or no_next_key or self._unsettled(response), response.text
             self.answers[f"kill {target} {response.status_code}"] += 1
             await asyncio.sleep(dice.random() * 0.02)
             if target == "agent" and dice.random() < 0.5:
                 resumed = await operator.operate("POST", f"/v1/agents/{value}/resume", {"reason": "race"})
-                assert resumed.status_code in (200, 409), resumed.text
+                assert resumed.status_code in (200, 409) or self._unsettled(resumed), resumed.text
             for hold in (await operator.operate("GET", "/v1/holds")).json():
                 lifted = await operator.operate("POST", f"/v1/holds/{hold['id']}/lift", {"reason": "race"})
-                assert lifted.status_code == 200, lifted.text
+                another_did = len(self.controls) > 1 and lifted.status_code == 409
+                assert lifted.status_code == 200 or another_did or self._unsettled(lifted), lifted.text
+
+    def _unsettled(self, response: httpx2.Response) -> bool:
+        """Among several brokers one may wait too long for its turn: then its kill is provisional, the rest refused."""
+        return len(self.controls) > 1 and response.status_code in (202, 503)
 
     def _victim(self, dice: random.Random) -> tuple[str, str]:
         kind = dice.choices(("agent", "owner", "resource", "all", "task", "grant", "key"), (8, 3, 3, 1, 4, 4, 0.3))[0]

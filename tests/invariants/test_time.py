@@ -10,10 +10,11 @@ import httpx2
 import orjson
 import pytest
 
-from broker.app import Process, running, wall_clock
+from broker.app import Process, running
 from broker.ledger import views
 from broker.ledger.sqlite import SqliteLedger
 from broker.model import OperatorCaller
+from broker.stores import wall_clock
 from broker.wire import Cursor, KillMap
 from tests.invariants.checker import Transcript, check, check_continues, read_ledger
 from tests.invariants.kit import AUDIENCES, Client, Site
@@ -134,7 +135,7 @@ def test_a_clock_that_jumps_revives_nothing_and_stops_no_kill(tmp_path: Path, ju
             assert (await client.token("bot-0", assertion=spent)).status_code == 401
             fresh = site.assertion("bot-5", offset_s=behind_ms // 1000)
             assert (await client.token("bot-5", assertion=fresh)).status_code == 401
-            assert "behind" in (await client.http.get("/readyz")).json()["reasons"][0]
+            assert "behind" in (await client.http.get("/readyz")).json()["reasons"][0]["detail"]
             client.session = session  # its times are the ledger's: good until those fifteen minutes have passed there
             assert (await client.kill("agent", "bot-5")).status_code == (201 if jump_ms < 0 else 401)
             client.session = site.operator_assertion(offset_s=behind_ms // 1000)

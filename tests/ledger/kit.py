@@ -127,6 +127,11 @@ class Made:
         with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
             connection.execute(sql, params)
 
+    def stored(self, sql: str) -> Any:
+        """The one value that a query past the ledger finds."""
+        with closing(sqlite3.connect(self.path)) as connection:
+            return connection.execute(sql).fetchone()[0]
+
     @staticmethod
     def blob(data: bytes) -> str:
         """A literal."""

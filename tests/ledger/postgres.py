@@ -162,6 +162,10 @@ class PostgresMade:
         """Change the store behind the ledger's back."""
         self.server.run(sql, self.database)
 
+    def stored(self, sql: str) -> Any:
+        """The one value that a query past the ledger finds."""
+        return self.server.run(sql, self.database)[0][0]
+
     @staticmethod
     def blob(data: bytes) -> str:
         """A literal."""

@@ -11,8 +11,10 @@ import psycopg
 import pytest
 
 from broker.ledger import LedgerNotOpened, LedgerUnavailable, OutcomeUnknown
+from broker.ledger.commands.issue import Asked, Issue, Verdict
 from broker.ledger.events import parse
 from broker.ledger.postgres import PostgresLedger
+from broker.model import Ask, Proof, Workload
 from tests.ledger.kit import Note, count
 from tests.ledger.postgres import PostgresMade, Server, server_or_skip
 from tests.ledger.proxy import Proxy
@@ -140,6 +142,41 @@ def test_while_nothing_can_be_looked_up_the_outcome_is_unknown(
     expected = {"genesis": 1, "before": 1, "after": 1} | ({"in doubt": 1} if what == "lose_answer" else {})
     assert notes(made) == expected
     is_sound(made)
+
+
+def test_what_was_issued_without_anybody_knowing_is_recorded_as_failed(
+    made: PostgresMade, proxy: Proxy, behind_proxy: PostgresLedger
+) -> None:
+    proxy.on_commit = "lose_answer"
+    hole = threading.Thread(target=_silent_after_commit, args=(proxy,))
+    hole.start()
+    with pytest.raises(OutcomeUnknown):
+        behind_proxy.commit([Note("in doubt"), issue(made, "one"), issue(made, "one"), issue(made, "two")])
+    hole.join()
+    proxy.silent = False
+    proxy.cut()
+    eventually(behind_proxy, "after")
+    events = [parse(bytes(row[0])) for row in made.server.run("SELECT bytes FROM events ORDER BY seq", made.database)]
+    assert [event.type for event in events[2:]] == [
+        "failed",  # the first note: whatever says nothing of itself is left as it is
+        "issued",
+        "refused",
+        "issued",
+        "failed",
+        "failed",
+        "failed",  # the last note
+    ]
+    assert [event.body["jti"] for event in events[6:8]] == [events[3].body["jti"], events[5].body["jti"]]
+    assert count(behind_proxy, "grants") == 0
+    assert count(behind_proxy, "proofs") == 2, "they stay spent"
+    is_sound(made)
+
+
+def issue(made: PostgresMade, jti: str) -> Issue:
+    proof = Proof("https://idp.example.com", jti, made.clock() + 60_000)
+    workload = Workload("idp", "oidc", proof.issuer, "bot", {}, proof.expires, proof)
+    asked = Asked("bot", "team", workload, None, Ask("invoices", ("invoices:read",)))
+    return Issue(asked, Verdict("automatic", ["reads"], "", ""), "https://invoices.example.com", 300_000)
 
 
 def _silent_after_commit(proxy: Proxy) -> None:
@@ -284,6 +321,17 @@ def test_a_full_disk(made: PostgresMade) -> None:
         made.server.run("DROP TABLESPACE small")
     finally:
         os.system(f"umount {place}")
+
+
+def test_a_server_that_may_lose_what_it_confirmed_is_a_concern(made: PostgresMade) -> None:
+    assert made.open().concerns == []
+    unsafe = server_or_skip(fsync="off")
+    try:
+        (concern,) = (other := PostgresMade(unsafe)).open().concerns
+        assert "fsync=off" in concern
+        other.close()
+    finally:
+        unsafe.close()
 
 
 # --- Other brokers ----------------------------------------------------------------------------------------------------

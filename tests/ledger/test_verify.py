@@ -177,7 +177,7 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
         [
             (
                 "INSERT INTO head SELECT 2, epoch, size, time, frontier, guard_version,"
-                " registry_hash, policy_hash, active_kid,issuance_stopped, floor FROM head"
+                " registry_hash, policy_hash, active_kid, issuance_stopped, floor, 0, '' FROM head"
             )
         ],
     ),

@@ -146,7 +146,7 @@ def test_57_a_credential_that_cannot_be_signed_is_recorded_as_failed(broker: Bro
     def broken(*_: Any) -> str:
         raise RuntimeError("hardware module gone; canary-in-an-exception")
 
-    monkeypatch.setattr(broker.process.broker.issuance._issuer, "issue", broken)
+    monkeypatch.setattr(broker.process.broker.issuance._issuer, "issue_all", broken)
     answer = broker.token()
     assert answer.status_code == 503
     assert "canary" not in answer.text

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -11,10 +11,17 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from broker.signals import INTERVAL_S
+from broker.signals.attempts import Attempts
+from broker.signals.memory import Hub, MemorySignals
 from broker.web import exchange
+from broker.web.connections import SlowClients
 from tests.kit import FORM, Broker
 
 PATH = "/oauth2/token"
+HEAD, MOST = 16_384, 20
+STRANGER = "203.0.113.7"
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 class Answer(NamedTuple):
@@ -29,9 +36,13 @@ class Wire:
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self.state = ServerState()
-        config = uvicorn.Config(broker.process.app, http=exchange.TokenConnection, lifespan="off", log_config=None)
+        config = uvicorn.Config(
+            broker.process.app, lifespan="off", log_config=None, limit_concurrency=MOST, forwarded_allow_ips="127.0.0.1"
+        )
         config.load()
-        self._make = lambda: exchange.TokenConnection(config=config, server_state=self.state, app_state={})
+        self._make = lambda: exchange.TokenConnection(
+            config=config, server_state=self.state, app_state={}, head_limit=HEAD, connections=MOST
+        )
 
     @asynccontextmanager
     async def connected(self) -> Any:
@@ -230,6 +241,77 @@ def test_a_client_that_leaves_costs_nobody_else_anything(wire: Wire, answered: l
 
     wire.broker.run(leave())
     assert wire.send(request(wire.broker.token_fields()))[0].status == 200
+
+
+def test_the_requests_trace_is_kept(wire: Wire, answered: list[object]):
+    size = wire.broker.size
+    assert wire.send(request(wire.broker.token_fields(), f"Traceparent: {TRACE}"))[0].status == 200
+    assert wire.broker.events("issued", start=size)[0]["traceparent"] == TRACE
+    assert len(answered) == 1
+
+
+@pytest.mark.parametrize("line", [(), ("Expect: 100-continue",)], ids=["at once", "the long way"])
+def test_both_ways_count_an_address_that_proves_nothing(wire: Wire, monkeypatch: pytest.MonkeyPatch, line: tuple[str]):
+    clock = [0.0]
+    attempts = Attempts(limit=3, signals=MemorySignals(hub=Hub(clock=lambda: clock[0])), clock=lambda: clock[0])
+    endpoint = wire.broker.process.app.token_endpoint
+    monkeypatch.setattr(endpoint, "_attempts", attempts)
+
+    def status(assertion: str | None = None, *, address: str = STRANGER) -> int:
+        fields = wire.broker.token_fields(**({"assertion": assertion} if assertion else {}))
+        return wire.send(request(fields, f"X-Forwarded-For: {address}", *line))[0].status
+
+    assert status() == 200
+    assert {status("a.b.c") for _ in range(3)} <= {400, 401}
+    assert wire.send(request(b"", f"X-Forwarded-For: {STRANGER}"))[0].status == 429
+    refused = wire.send(request(wire.broker.token_fields(), f"X-Forwarded-For: {STRANGER}", *line))[0]
+    assert refused.status == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert status(address="203.0.113.8") == 200
+    clock[0] += INTERVAL_S
+    assert status() == 200
+
+
+def test_one_connection_too_many_is_refused_for_tokens_too(wire: Wire, answered: list[object]):
+    async def crowd() -> bytes:
+        async with AsyncExitStack() as stack:
+            others = [await stack.enter_async_context(wire.connected()) for _ in range(MOST)]
+            await _until(lambda: len(wire.state.connections) == MOST)
+            reader, writer = others[-1]
+            writer.write(request(wire.broker.token_fields()))
+            return await asyncio.wait_for(reader.readline(), 10)
+
+    assert b" 503 " in wire.broker.run(crowd())
+    assert answered == []
+
+
+def test_a_head_without_an_end_is_refused_after_a_token_too(wire: Wire, answered: list[object]):
+    async def endless() -> bytes:
+        async with wire.connected() as (reader, writer):
+            writer.write(request(wire.broker.token_fields()))
+            assert (await _read(reader)).status == 200
+            writer.write(b"POST /oauth2/token HTTP/1.1\r\n" + b"x: " + b"a" * 2 * HEAD)
+            return await asyncio.wait_for(reader.read(), 10)
+
+    assert wire.broker.run(endless()).startswith(b"HTTP/1.1 431 ")
+    assert len(answered) == 1
+
+
+def test_a_body_that_does_not_come_is_a_slow_clients(wire: Wire):
+    async def cut() -> int:
+        slow = SlowClients(limit_s=10)
+        async with wire.connected() as (reader, writer):
+            writer.write(request(wire.broker.token_fields())[:-1])
+            await _until(lambda: any(each.cycle for each in wire.state.connections))
+            for now in (0, 5, 10):
+                slow.look(wire.state.connections, now)
+            waiting = len(wire.state.connections)
+            slow.look(wire.state.connections, 11)
+            with suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.read(), 10) == b""
+            return waiting
+
+    assert wire.broker.run(cut()) == 1
 
 
 def test_a_server_that_stops_answers_what_it_has_begun(wire: Wire, answered: list[object]):

@@ -13,10 +13,11 @@ import orjson
 import pytest
 import uvicorn
 
-from broker.app import running, wall_clock
+from broker.app import running
 from broker.config import ServeSection
 from broker.sdk.errors import InvalidToken
 from broker.sdk.verifier import Verifier
+from broker.stores import wall_clock
 from broker.web import feed as feeds
 from tests.kit import ARCHIVE, CREDITS, INVOICES, Home
 

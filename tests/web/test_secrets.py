@@ -116,7 +116,7 @@ def test_76_no_secret_is_written_anywhere(home: Home, start: Any, logged: io.Str
         "introspect", broker.form("/oauth2/introspect", {"token": canaries["token access_token"]}, bearer=str(session))
     )
     kept("rotate", broker.request("POST", "/v1/keys/rotate", bearer=str(session), json={"reason": "x"}))
-    monkeypatch.setattr(broker.process.broker.issuance._issuer, "issue", lambda order: 1 / 0)
+    monkeypatch.setattr(broker.process.broker.issuance._issuer, "issue_all", lambda orders: 1 / 0)
     kept("failing", broker.token(assertion=proof("failing", home.assertion())))
     monkeypatch.undo()
     kept("revoke", broker.form("/oauth2/revoke", {"token": canaries["token access_token"]},

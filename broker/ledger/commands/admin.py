@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -107,6 +107,41 @@ class NewKey:
     purpose: str
     jwk: Mapping[str, Any]
     sealed: bytes
+
+
+IN_TRANSIT: Final = b"taskpass:signs-in-transit:1\n"
+"""What the sealed part of a key begins with that stays in a vault, and signs there. Its name there follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resealed:
+    """A signing key's private part, sealed under another key than before."""
+
+    kid: str
+    before: bytes
+    after: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ResealKeys:
+    """Replace sealed private parts. What another has sealed anew meanwhile is left as it is."""
+
+    keys: Sequence[Resealed]
+    seal: str  # key | transit
+    actor: str
+
+    def apply(self, tx: Tx) -> list[str]:
+        """The kids that were changed."""
+        changed = []
+        for key in self.keys:
+            done = tx.execute(
+                "UPDATE keys SET sealed = ? WHERE kid = ? AND sealed = ?", (key.after, key.kid, key.before)
+            )
+            if done.rowcount:
+                changed.append(key.kid)
+        if changed:
+            tx.append("keys.resealed", {"kids": changed, "seal": self.seal, "actor": self.actor})
+        return changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,16 +322,16 @@ class RegisterInstance:
 
 @dataclass(frozen=True, slots=True)
 class TouchInstances:
-    """Coalesced last-seen columns of connected instances, outside the tree: (instance, position applied)."""
+    """Coalesced last-seen columns of instances, outside the tree: (instance, position applied, its last stamp)."""
 
-    seen: Sequence[tuple[str, int]]
+    seen: Sequence[tuple[str, int, int]]
 
     def apply(self, tx: Tx) -> None:
-        for instance, position in self.seen:
-            tx.execute(
-                "UPDATE instances SET last_contact = ?, position = CASE WHEN position < ? THEN ? ELSE position END"
-                " WHERE instance = ?",
-                (tx.now, position, position, instance),
+        for instance, position, stamp in self.seen:
+            tx.put(
+                "UPDATE instances SET last_contact = ?, position = CASE WHEN position < ? THEN ? ELSE position END,"
+                " stamp = CASE WHEN stamp < ? THEN ? ELSE stamp END WHERE instance = ?",
+                (tx.now, position, position, stamp, stamp, instance),
             )
 
 

@@ -37,11 +37,10 @@ def spend(tx: Tx, proof: Proof | None, *, even_late: bool = False) -> bool:
         return True
     if proof.expires <= tx.now and not even_late:
         return False
-    cursor = tx.execute(
+    return tx.claim(
         "INSERT INTO proofs (mark, expires) VALUES (?, ?) ON CONFLICT DO NOTHING",
         (mark_of(proof), max(proof.expires, tx.now) + REPLAY_GRACE_MS),
     )
-    return cursor.rowcount == 1
 
 
 def standing_holds(tx: Tx) -> dict[tuple[str, str], str]:

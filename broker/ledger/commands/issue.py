@@ -23,6 +23,7 @@ class Asked(NamedTuple):
     workload: Workload
     task: str | None  # None: an implicit one-shot task
     ask: Ask | None  # None when the request was refused before it could be read
+    traceparent: str | None = None  # W3C, as the request brought it
 
     def body(self) -> dict[str, Any]:
         """The members that every outcome's event shares."""
@@ -35,6 +36,8 @@ class Asked(NamedTuple):
             body["workload"]["instance"] = workload.instance
         if workload.proof is not None:
             body["proof"] = mark_of(workload.proof).hex()
+        if self.traceparent is not None:
+            body["traceparent"] = self.traceparent
         if self.task is not None:
             body["task"] = self.task
         if self.ask is not None:
@@ -127,6 +130,10 @@ class Issue(NamedTuple):
             return refuse(tx, asked, "too_short", "Less than a second of life is left under this task or identity.")
         return self._record(tx, iat, exp)
 
+    def unheard(self, outcome: object) -> "Fail | None":
+        """What must be written when this turns out to be committed after its caller was told that nobody knows."""
+        return Fail(outcome, "the outcome was not known in time") if isinstance(outcome, Issued) else None
+
     def _record(self, tx: Tx, iat: int, exp: int) -> Issued:
         asked, ask, seq, kid = self.asked, self.asked.ask, tx.next_seq(), tx.head.active_kid
         assert ask is not None
@@ -143,13 +150,13 @@ class Issue(NamedTuple):
         if asked.task is None:
             body["task"], body["implicit"] = issued.task, True
         tx.append("issued", {**body, **self.verdict.body(), "jti": issued.jti, "kid": kid, "iat": iat, "exp": exp})
-        tx.execute(
+        tx.put(
             "INSERT INTO grants (seq, task, agent, resource, audience, kid, expires) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (seq, issued.task, asked.agent, ask.resource, self.audience, kid, exp * 1000),
         )
         if asked.task is not None:
-            tx.execute("INSERT INTO task_events (task, seq) VALUES (?, ?)", (asked.task, seq))
-            tx.execute(
+            tx.put("INSERT INTO task_events (task, seq) VALUES (?, ?)", (asked.task, seq))
+            tx.put(
                 "UPDATE tasks SET last_expiry = ? WHERE id = ? AND last_expiry < ?",
                 (exp * 1000, asked.task, exp * 1000),
             )
@@ -282,7 +289,7 @@ def _replayed(tx: Tx, asked: Asked) -> Refused:
 def _tell_task(tx: Tx, asked: Asked, seq: int) -> None:
     """Make the event part of the story of the caller's own task: another agent's is none of its business."""
     if asked.task is not None:
-        tx.execute(
+        tx.put(
             "INSERT INTO task_events (task, seq) SELECT id, ? FROM tasks WHERE id = ? AND agent = ?",
             (seq, asked.task, asked.agent),
         )

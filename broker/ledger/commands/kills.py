@@ -63,6 +63,7 @@ class Kill:
     audience: str | None = None
     own_grants_of: str | None = None  # revocation by a client (RFC 7009): only its own credentials exist for it
     alarm: bool = False  # a break-glass key did this
+    traceparent: str | None = None  # W3C, as the request brought it
 
     def apply(self, tx: Tx) -> Killed | KillRefused | Stale:
         if tx.head.registry_hash != self.registry_hash:
@@ -89,6 +90,8 @@ class Kill:
         }
         if hold is not None:
             body["hold"] = hold
+        if self.traceparent is not None:
+            body["traceparent"] = self.traceparent
         tx.append("killed", body)
         close_rows(tx, tasks, TaskState.KILLED, seq, self.reason)
         killed = Killed(kill_id, seq, tx.now, hold, len(tasks), matches)
@@ -189,13 +192,13 @@ class Kill:
     def _project(self, tx: Tx, killed: Killed) -> None:
         seq, hold = killed.seq, killed.hold
         target, value = self.selector.target.value, self.selector.value
-        tx.execute(
+        tx.put(
             "INSERT INTO kills (seq, id, target, value, at, actor, reason, hold, tasks, floor)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (seq, killed.id, target, value, tx.now, self.actor, self.reason, hold, killed.tasks, tx.head.floor),
         )
         for kind, match_value in killed.matches:
-            tx.execute("INSERT INTO kill_matches (seq, kind, value) VALUES (?, ?, ?)", (seq, kind.value, match_value))
+            tx.put("INSERT INTO kill_matches (seq, kind, value) VALUES (?, ?, ?)", (seq, kind.value, match_value))
         tx.execute(
             "INSERT INTO kill_expected (seq, instance, verifier, mode, bound_ms, leeway_ms)"
             " SELECT ?, instance, verifier, mode, bound_ms, leeway_ms FROM instances"
@@ -203,7 +206,7 @@ class Kill:
             (seq, tx.now - CONTACT_SLACK_MS),
         )
         if hold is not None:
-            tx.execute(
+            tx.put(
                 "INSERT INTO holds (id, target, value, placed_seq, placed, actor, reason) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (hold, target, value, seq, tx.now, self.actor, self.reason),
             )

@@ -57,6 +57,7 @@ class OpenTask:
     on_behalf_of: str | None = None
     heartbeat_ms: int | None = None
     parent: str | None = None
+    traceparent: str | None = None  # W3C, as the request brought it
 
     def apply(self, tx: Tx) -> TaskOpened | TaskRefused:
         agent, workload = self.caller.agent, self.caller.workload
@@ -91,18 +92,19 @@ class OpenTask:
             "deadline": deadline,
             "heartbeat_ms": self.heartbeat_ms,
             "parent": self.parent,
+            "traceparent": self.traceparent,
             "purpose": keep_text(tx, self.purpose, f"{task}/purpose"),
             "trigger_ref": keep_text(tx, self.trigger_ref, f"{task}/trigger_ref"),
             "on_behalf_of": keep_text(tx, self.on_behalf_of, f"{task}/on_behalf_of"),
         }
         tx.append("task.opened", {key: value for key, value in body.items() if value is not None})
         due = deadline if self.heartbeat_ms is None else min(deadline, tx.now + self.heartbeat_ms)
-        tx.execute(
+        tx.put(
             "INSERT INTO tasks (id, agent, state, opened_seq, opened, deadline, heartbeat_ms, due, parent, trigger)"
             " VALUES (?, ?, 'active', ?, ?, ?, ?, ?, ?, ?)",
             (task, self.caller.id, seq, tx.now, deadline, self.heartbeat_ms, due, self.parent, self.trigger),
         )
-        tx.execute("INSERT INTO task_events (task, seq) VALUES (?, ?)", (task, seq))
+        tx.put("INSERT INTO task_events (task, seq) VALUES (?, ?)", (task, seq))
         return TaskOpened(task, seq, tx.now, deadline)
 
     def _body(self) -> dict[str, Any]:
@@ -194,11 +196,11 @@ def descendants(tx: Tx | Reader, roots: Sequence[str]) -> list[str]:
 def close_rows(tx: Tx, tasks: Sequence[str], state: TaskState, seq: int, reason: str) -> None:
     """Move active tasks to a final state, at position `seq`."""
     for task in tasks:
-        tx.execute(
+        tx.put(
             "UPDATE tasks SET state = ?, ended_seq = ?, ended = ?, end_reason = ? WHERE id = ? AND state = 'active'",
             (state.value, seq, tx.now, reason, task),
         )
-        tx.execute("INSERT INTO task_events (task, seq) VALUES (?, ?) ON CONFLICT DO NOTHING", (task, seq))
+        tx.put("INSERT INTO task_events (task, seq) VALUES (?, ?) ON CONFLICT DO NOTHING", (task, seq))
 
 
 def finish(tx: Tx, task: str, agent: str, state: TaskState, reason: str) -> TaskOver:
@@ -213,13 +215,13 @@ def finish(tx: Tx, task: str, agent: str, state: TaskState, reason: str) -> Task
     seq = tx.append(event, body)
     close_rows(tx, family, state, seq, reason)
     if live:
-        tx.execute(
+        tx.put(
             "INSERT INTO kills (seq, id, target, value, at, actor, reason, tasks, floor)"
             " VALUES (?, ?, 'task', ?, ?, ?, ?, ?, ?)",
             (seq, make_id("end", tx.epoch, seq), task, tx.now, agent, reason, len(family), tx.head.floor),
         )
         for member in family:
-            tx.execute("INSERT INTO kill_matches (seq, kind, value) VALUES (?, ?, ?)", (seq, Match.TASK.value, member))
+            tx.put("INSERT INTO kill_matches (seq, kind, value) VALUES (?, ?, ?)", (seq, Match.TASK.value, member))
     return TaskOver(task, state, seq, tx.now, fresh=True, live=live)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.app import ledger_exists, ledger_place, ledger_to_verify, upgrade
 from broker.ledger.verify import verify_store
+from broker.stores import ledger_exists, ledger_place, ledger_to_verify, upgrade
 from tests.kit import Broker, Home
 from tests.ledger.postgres import Server
 

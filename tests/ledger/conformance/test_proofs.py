@@ -1,29 +1,28 @@
 """Proofs and checkpoints as they are served, checked by somebody who has nothing but the answer."""
 
 import base64
-import sqlite3
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker.errors import Malformed, NotFound
-from broker.ledger import LedgerCorrupt
+from broker.ledger import Ledger, LedgerCorrupt
 from broker.ledger.checkpoint import NoteInvalid, VerifierKey, open_checkpoint, unverified_checkpoint
 from broker.ledger.events import EventMalformed
 from broker.ledger.merkle import ProofInvalid, verify_consistency
 from broker.ledger.proofs import Proofs
-from broker.ledger.sqlite import SqliteLedger
-from broker.ledger.verify import verify_event_proof, verify_ledger
-from tests.ledger.kit import ORIGIN, Made, Note, count
+from broker.ledger.verify import verify_event_proof
+from tests.ledger.conformance.conftest import Store
+from tests.ledger.kit import ORIGIN, Note, count
 
 
-def data_at(ledger: SqliteLedger, proofs: Proofs, seq: int) -> bytes:
+def data_at(ledger: Ledger, proofs: Proofs, seq: int) -> bytes:
     with ledger.read() as reader:
         return proofs.event(reader, seq).data
 
 
-def test_an_event_is_followed_to_a_signed_checkpoint(made: Made, ledger: SqliteLedger) -> None:
+def test_an_event_is_followed_to_a_signed_checkpoint(made: Store, ledger: Ledger) -> None:
     ledger.commit([Note(str(number)) for number in range(700)])
     proofs = made.proofs(ledger)
     for seq in (0, 1, 255, 256, 511, 512, 699, 700):
@@ -33,7 +32,7 @@ def test_an_event_is_followed_to_a_signed_checkpoint(made: Made, ledger: SqliteL
     assert count(ledger, "checkpoints") == 1
 
 
-def test_a_proof_for_anything_else_is_refused(made: Made, ledger: SqliteLedger) -> None:
+def test_a_proof_for_anything_else_is_refused(made: Store, ledger: Ledger) -> None:
     ledger.commit([Note(str(number)) for number in range(10)])
     proofs = made.proofs(ledger)
     data, other, proof = data_at(ledger, proofs, 4), data_at(ledger, proofs, 5), proofs.inclusion(4)
@@ -63,7 +62,7 @@ def test_a_proof_for_anything_else_is_refused(made: Made, ledger: SqliteLedger) 
             verify_event_proof(bytes_, answer, keys=known, origin=origin)
 
 
-def test_any_two_sizes_are_consistent(made: Made, ledger: SqliteLedger) -> None:
+def test_any_two_sizes_are_consistent(made: Store, ledger: Ledger) -> None:
     ledger.commit([Note()] * 600)
     proofs = made.proofs(ledger)
     for first, second in ((1, 1), (1, 601), (256, 512), (255, 257), (300, 601), (601, 601)):
@@ -80,7 +79,7 @@ def test_any_two_sizes_are_consistent(made: Made, ledger: SqliteLedger) -> None:
     assert (newest["to"], base64.b64decode(newest["root2"])) == (601, checkpoint.root)
 
 
-def test_positions_and_sizes_that_are_not_there(made: Made, ledger: SqliteLedger) -> None:
+def test_positions_and_sizes_that_are_not_there(made: Store, ledger: Ledger) -> None:
     ledger.commit([Note()] * 3)
     proofs = made.proofs(ledger)
     for seq, size in ((-1, None), (4, None), (10**30, None), (1 << 63, None), (3, 3), (0, 5), (0, 0), (0, -1)):
@@ -97,7 +96,7 @@ def test_positions_and_sizes_that_are_not_there(made: Made, ledger: SqliteLedger
             proofs.event(reader, seq)
 
 
-def test_checkpoints_follow_the_ledger_but_are_not_signed_on_every_request(made: Made, ledger: SqliteLedger) -> None:
+def test_checkpoints_follow_the_ledger_but_are_not_signed_on_every_request(made: Store, ledger: Ledger) -> None:
     proofs = made.proofs(ledger)
     sizes = []
     for _ in range(3):
@@ -110,10 +109,10 @@ def test_checkpoints_follow_the_ledger_but_are_not_signed_on_every_request(made:
     assert sizes == [2, 2, 2, 5, 5]
     ledger.commit([Note()])
     assert unverified_checkpoint(proofs.checkpoint(covering=5)).size == 6
-    assert verify_ledger(made.path, keys=[made.verifier_key]).checkpoints == 3
+    assert made.verify(keys=[made.verifier_key]).checkpoints == 3
 
 
-def test_a_checkpoint_writes_no_event(made: Made, ledger: SqliteLedger) -> None:
+def test_a_checkpoint_writes_no_event(made: Store, ledger: Ledger) -> None:
     made.proofs(ledger).checkpoint()
     assert ledger.head.size == 1
 
@@ -121,15 +120,15 @@ def test_a_checkpoint_writes_no_event(made: Made, ledger: SqliteLedger) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        "UPDATE events SET leaf = zeroblob(32) WHERE seq = 300",
-        "UPDATE tiles SET hashes = zeroblob(32) WHERE level = 1",
+        "UPDATE events SET leaf = {zeros} WHERE seq = 300",
+        "UPDATE tiles SET hashes = {zeros} WHERE level = 1",
         "DELETE FROM tiles WHERE level = 1",
-        "UPDATE head SET frontier = zeroblob(length(frontier))",
-        "UPDATE checkpoints SET note = replace(note, char(10) || '301' || char(10), char(10) || '299' || char(10))",
+        "UPDATE head SET frontier = {six_zeros}",
+        "UPDATE checkpoints SET note = replace(note, '\n301\n', '\n299\n')",
         "UPDATE checkpoints SET note = 'junk'",
     ],
 )
-def test_nothing_is_signed_over_a_tree_that_contradicts_itself(made: Made, damage: str) -> None:
+def test_nothing_is_signed_over_a_tree_that_contradicts_itself(made: Store, damage: str) -> None:
     ledger = made.open()
     ledger.commit([Note()] * 300)
     made.proofs(ledger).checkpoint()
@@ -137,16 +136,14 @@ def test_nothing_is_signed_over_a_tree_that_contradicts_itself(made: Made, damag
     made.clock.now += 5000
     ledger.commit([Note()])
     made.close()
-    with sqlite3.connect(made.path) as connection:
-        connection.execute(damage)
-    connection.close()
+    made.behind(damage.format(zeros=made.blob(bytes(32)), six_zeros=made.blob(bytes(6 * 32))))
     ledger = made.open()
     with pytest.raises(LedgerCorrupt):
         made.proofs(ledger).checkpoint()
-    assert count(ledger, "checkpoints") == 1
+    assert made.stored("SELECT count(*) FROM checkpoints") == 1
 
 
-def test_this_process_remembers_what_it_signed(made: Made) -> None:
+def test_this_process_remembers_what_it_signed(made: Store) -> None:
     """Even when the stored checkpoint is gone, nothing is signed that contradicts it."""
     ledger = made.open()
     ledger.commit([Note()] * 3)
@@ -160,34 +157,29 @@ def test_this_process_remembers_what_it_signed(made: Made) -> None:
         proofs.checkpoint()
 
 
-def test_a_damaged_tile_is_not_proven_with(made: Made, ledger: SqliteLedger) -> None:
+def test_a_damaged_tile_is_not_proven_with(made: Store, ledger: Ledger) -> None:
     ledger.commit([Note()] * 600)
     proofs = made.proofs(ledger)
     proofs.checkpoint()
     for damage in (
-        "UPDATE tiles SET hashes = zeroblob(8192) WHERE level = 0",
-        "UPDATE tiles SET hashes = zeroblob(8192)",
+        f"UPDATE tiles SET hashes = {made.blob(bytes(8192))} WHERE level = 0",
+        f"UPDATE tiles SET hashes = {made.blob(bytes(8192))}",
     ):
-        with sqlite3.connect(made.path) as connection:
-            connection.execute(damage)
-        connection.close()
+        made.behind(damage)
         with pytest.raises(LedgerCorrupt, match="contradicts"):
             proofs.inclusion(7)
-    with sqlite3.connect(made.path) as connection:
-        connection.execute("DELETE FROM tiles WHERE level = 1")
-    connection.close()
+    made.behind("DELETE FROM tiles WHERE level = 1")
     with pytest.raises(LedgerCorrupt, match="hole"):
         proofs.consistency(5, 600)
 
 
-def test_a_changed_event_is_not_proven(made: Made, ledger: SqliteLedger) -> None:
+def test_a_changed_event_is_not_proven(made: Store, ledger: Ledger) -> None:
     ledger.commit([Note()] * 5)
     proofs = made.proofs(ledger)
     proofs.checkpoint()
-    with sqlite3.connect(made.path) as connection:
-        connection.execute("UPDATE events SET bytes = CAST(bytes || ' ' AS BLOB) WHERE seq = 3")
-        connection.execute("UPDATE events SET bytes = x'00' WHERE seq = 4")
-    connection.close()
+    changed = made.blob(data_at(ledger, proofs, 3) + b" ")
+    made.behind(f"UPDATE events SET bytes = {changed} WHERE seq = 3")
+    made.behind(f"UPDATE events SET bytes = {made.blob(bytes(1))} WHERE seq = 4")
     with pytest.raises(LedgerCorrupt, match="contradicts"):
         proofs.inclusion(3)
     with ledger.read() as reader, pytest.raises(LedgerCorrupt, match="Position 4"):

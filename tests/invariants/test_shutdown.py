@@ -1,0 +1,55 @@
+"""A stop under load: what was committed is answered, and nobody is told an error of the server."""
+
+import asyncio
+import signal
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from broker.sdk.identity import CallableIdentity
+from broker.sdk.verifier import Verifier
+from tests.invariants.checker import Transcript, read_ledger
+from tests.invariants.kit import AGENTS, AUDIENCES, Client, Site, child
+
+pytestmark = pytest.mark.e2e
+
+_CLIENTS, _BEFORE = 12, 60
+
+
+async def _load(site: Site, transcript: Transcript, statuses: list[int], enough: asyncio.Event, n: int) -> None:
+    """Tokens one after another over one kept connection, until the broker takes no more."""
+    async with httpx2.AsyncClient(base_url=site.issuer, timeout=20) as http:
+        client = Client(site, http, transcript)
+        while True:
+            try:
+                statuses.append((await client.token(AGENTS[n % len(AGENTS)])).status_code)
+                if len(statuses) >= _BEFORE:
+                    enough.set()
+            except httpx2.TransportError:
+                return
+
+
+def test_every_token_that_was_committed_was_answered(tmp_path: Path):
+    site, transcript, statuses = Site(tmp_path), Transcript(), list[int]()
+
+    async def scenario() -> None:
+        verifier = Verifier(
+            issuer=site.issuer,
+            audience=AUDIENCES["invoices"],
+            identity=CallableIdentity(lambda _: site.assertion("billing")),
+            staleness_bound_s=30,
+        )
+        async with verifier:
+            enough = asyncio.Event()
+            clients = [asyncio.create_task(_load(site, transcript, statuses, enough, n)) for n in range(_CLIENTS)]
+            await asyncio.wait_for(enough.wait(), 30)
+            served.process.send_signal(signal.SIGTERM)
+            await asyncio.wait_for(asyncio.gather(*clients), 30)
+
+    with child(site, "serve") as served:
+        asyncio.run(scenario())
+        assert served.wait() == 0
+    assert set(statuses) == {200}
+    issued = {event["seq"] for event in read_ledger(site.ledger).events if event["type"] == "issued"}
+    assert issued == {token.claims["seq"] for token in transcript.tokens}
