@@ -4,8 +4,8 @@ An issuer receives an `Order` whose every bound was fixed in the ledger's commit
 nothing. How its credentials end is declared, so that a receipt never promises more than is true.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -35,12 +35,95 @@ class Order:
     exp: int
 
 
-class Issuer(Protocol):
-    """Mints one kind of credential. Raising means that nothing usable was made."""
+class TokenIssuer(Protocol):
+    """Signs what the commit fixed, here and at once. Raising means that nothing usable was made."""
 
     kind: str
     ending: Ending
 
     def issue(self, order: Order) -> str:
         """The credential for this order, checked against it before it is returned."""
+        ...
+
+
+Handle = Mapping[str, str]
+"""What finds a credential at its backend again. Recorded in the ledger and shown in receipts, so never a secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """A credential made at a backend: its secret members by name, what finds it again, and when it ends by itself."""
+
+    values: Mapping[str, str] = field(repr=False)
+    handle: Handle
+    exp: int
+
+
+class Standing(StrEnum):
+    """What a backend says of one credential when it is asked."""
+
+    LIVE = "live"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One look at the backend. `note` says what the state alone does not: sessions that outlive a dropped login."""
+
+    standing: Standing
+    note: str | None = None
+
+
+class IssuerError(Exception):
+    """The backend refused, or did not answer. `sentence` is safe to show; it never repeats what the backend said.
+
+    `happened` is False when the backend certainly did nothing, None when nobody knows: then it is treated as done, and
+    revoked. `retry_after_s` is the backend's own wish.
+    """
+
+    def __init__(self, sentence: str, *, happened: bool | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.happened = happened
+        self.retry_after_s = retry_after_s
+
+
+class SecretIssuer(Protocol):
+    """Makes one kind of credential at a backend, finds it again, and ends it.
+
+    Methods block, are called from worker threads, several at once, and bound their own time. Each raises IssuerError.
+    Whatever can exist at the backend is named by a handle that was recorded before the call that makes it.
+    """
+
+    kind: str
+    ending: Ending
+    min_ttl_s: int
+    max_ttl_s: int
+
+    def prepare(self, order: Order) -> Handle:
+        """What must be on record before `issue` may have an effect: the name of the login to come, or the accessor of
+        the session that will own the lease. Has no effect that outlives its own short limit when it is never recorded.
+        """
+        ...
+
+    def issue(self, order: Order, prepared: Handle) -> Minted:
+        """Make the credential. `Minted.handle` repeats `prepared` and adds what only the backend knows."""
+        ...
+
+    def revoke(self, handle: Handle) -> None:
+        """End the credential, and everything that was opened with it where that is possible. Ending what is gone, or
+        what was only prepared, succeeds. Returning is not proof: `status` is.
+        """
+        ...
+
+    def status(self, handle: Handle) -> Found:
+        """Look. Never answers from memory."""
+        ...
+
+    def close(self, handle: Handle) -> None:
+        """The task is over: end what `prepare` opened for it. Succeeds when there is nothing."""
+        ...
+
+    def orphans(self) -> Iterator[Handle]:
+        """Everything at the backend that bears our name: the ledger tells which of it nobody owns."""
         ...

@@ -39,7 +39,7 @@ from broker.service.outcomes import approval_needed, never, refusal_error
 from broker.service.refusals import Refusals
 from broker.service.task_facts import TaskFacts, TaskFactsReader
 from broker.stops import Stops
-from issuers import Issuer, Order
+from issuers import Order, TokenIssuer
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +95,7 @@ class Issuance:
         rules: RulesInForce,
         writer: Writer,
         task_facts: TaskFactsReader,
-        issuer: Issuer,
+        issuer: TokenIssuer,
         stops: Stops,
         refusals: Refusals,
         iss: str,
