@@ -33,6 +33,7 @@ class Order:
     parameters: Mapping[str, Any]
     iat: int
     exp: int
+    settings: Mapping[str, Any] = field(default_factory=dict)  # the resource's own, for the issuer that it names
 
 
 class TokenIssuer(Protocol):
