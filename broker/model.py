@@ -241,6 +241,20 @@ class TaskState(StrEnum):
     KILLED = "killed"
 
 
+class GrantState(StrEnum):
+    """Of a credential at a backend: `issuing -> live -> revoking -> revoked`. `stuck` is a `revoking` that keeps
+    failing; only a look at the backend makes `revoked` or `expired` of anything. `failed`: it was never made.
+    """
+
+    ISSUING = "issuing"
+    LIVE = "live"
+    REVOKING = "revoking"
+    STUCK = "stuck"
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+    FAILED = "failed"
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One piece of work by one agent; owns everything issued under it."""
