@@ -1,18 +1,19 @@
-"""A TCP proxy between a broker and its database that loses, delays and cuts what a test tells it to."""
+"""A TCP proxy between a broker and a backend that loses, delays and cuts what a test tells it to."""
 
 import socket
 import threading
 import time
 from contextlib import suppress
 
-COMMIT = b"NOTIFY ledger_"  # how the last message of every write begins
+COMMIT = b"NOTIFY ledger_"  # how the last message of every write of a ledger begins
 
 
 class Proxy:
     """Forwards `port` (its own, on loopback) to `target`. Its attributes may be changed at any time."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *, commit: bytes = COMMIT) -> None:
         self._target = target
+        self.commit = commit  # what only the message in question holds
         self.delay_s = 0.0  # before anything is passed on, either way
         self.silent = False  # everything is taken, and nothing is passed on: a black hole for all connections
         self.on_commit = ""  # for the next COMMIT only: {lose,cut}_{request,answer}
@@ -69,7 +70,7 @@ class _Connection:
             while data := source.recv(65_536):
                 if self._proxy.delay_s:
                     time.sleep(self._proxy.delay_s)
-                if source is self._client and COMMIT in data:
+                if source is self._client and self._proxy.commit in data:
                     self._at_commit()
                 if self._lost or self._proxy.silent or (self._answer_lost and source is self._server):
                     continue
