@@ -9,8 +9,8 @@ itself. The broker never stores a secret, so the issuer holds the token in memor
   the token is live, why, and when it ends: GitHub gives each one hour, never more, and the handle says until when;
 - a token whose answer was lost is known to nobody. `status` counts it as live until its hour is over.
 
-GitHub makes no shorter ones: an order's earlier end is kept by revoking the token then, if it is still held. The handle's
-`expires` is the end that GitHub keeps by itself.
+GitHub makes no shorter ones: an order's earlier end is kept by revoking the token then, if it is still held. `expires`
+in the handle is the end that GitHub keeps by itself.
 """
 
 import json
