@@ -116,6 +116,7 @@ class PostgresIssuer:
             verifier = session.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
             statements = [
                 sql.SQL("BEGIN"),
+                _turn(role),
                 _create(role, verifier, exp, settings),
                 _mark(role, self._mark + order.jti),
                 *_equip(role, granted, settings),
@@ -123,14 +124,17 @@ class PostgresIssuer:
                 sql.SQL("COMMIT"),
             ]
             answers = session.execute(sql.SQL("; ").join(statements)).results()
-            oid = next(str(row[0]) for answer in answers if answer.description for row in answer)
+            oid = [str(row[0]) for answer in answers if answer.description for row in answer][-1]
             values = self._values(session, settings, role, password)
         return Minted(values=values, handle={**prepared, "oid": oid}, exp=exp)
 
     def revoke(self, handle: Handle) -> None:
-        """Close the door, end whoever is inside, clear away what depends on the role, drop it."""
+        """Close the door, end whoever is inside, clear away what depends on the role, drop it. Waits for a
+        creation whose answer was given up; one that the server begins only later makes an orphan, found as such.
+        """
         role = handle["role"]
         with self._sessions.one() as session:
+            session.execute(_turn(role))
             found = self._look_up(session, role)
             if found is None:
                 self._end_sessions(session, handle.get("oid"), gone=True)
@@ -262,6 +266,11 @@ def _sessions_of(session: Connection, oid: str | None) -> int:
     """How many sessions a role has open, be it dropped or not."""
     row = session.execute("SELECT count(*) FROM pg_stat_activity WHERE usesysid = %s::oid", (oid,)).fetchone()
     return int(row[0]) if row else 0
+
+
+def _turn(role: str) -> sql.Composed:
+    """One transaction at a time has this role in hand."""
+    return sql.SQL("SELECT pg_advisory_xact_lock(hashtextextended({}, 0))").format(role)
 
 
 def _create(role: str, verifier: str, exp: int, settings: PostgresSettings) -> sql.Composed:

@@ -16,7 +16,7 @@ class Proxy:
         self.commit = commit  # what only the message in question holds
         self.delay_s = 0.0  # before anything is passed on, either way
         self.silent = False  # everything is taken, and nothing is passed on: a black hole for all connections
-        self.on_commit = ""  # for the next COMMIT only: {lose,cut}_{request,answer}
+        self.on_commit = ""  # for the next COMMIT only: cut_after, or {lose,cut}_{request,answer}
         self.commits_seen = 0
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
@@ -61,6 +61,7 @@ class _Connection:
         self._proxy, self._client, self._server = proxy, client, server
         self._lost = False  # nothing more passes, either way
         self._answer_lost = False
+        self._cut_at_answer = False
         for source, sink in ((client, server), (server, client)):
             source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
@@ -72,6 +73,8 @@ class _Connection:
                     time.sleep(self._proxy.delay_s)
                 if source is self._client and self._proxy.commit in data:
                     self._at_commit()
+                if self._cut_at_answer and source is self._server:
+                    break
                 if self._lost or self._proxy.silent or (self._answer_lost and source is self._server):
                     continue
                 sink.sendall(data)
@@ -90,6 +93,8 @@ class _Connection:
             self._client.shutdown(socket.SHUT_RDWR)
             self._server.shutdown(socket.SHUT_RDWR)
             self._lost = True
+        elif what == "cut_after":
+            self._cut_at_answer = True
         elif what == "cut_answer":
             self._client.shutdown(socket.SHUT_WR)
             self._answer_lost = True
