@@ -34,6 +34,7 @@ class Order:
     iat: int
     exp: int
     settings: Mapping[str, Any] = field(default_factory=dict)  # the resource's own, for the issuer that it names
+    deadline: int | None = None  # when the task ends: what is opened for all of it lives no longer. Default: `exp`
 
 
 class TokenIssuer(Protocol):
@@ -89,17 +90,8 @@ class IssuerError(Exception):
         self.retry_after_s = retry_after_s
 
 
-class SecretIssuer(Protocol):
-    """Makes one kind of credential at a backend, finds it again, and ends it.
-
-    Methods block, are called from worker threads, several at once, and bound their own time. Each raises IssuerError.
-    Whatever can exist at the backend is named by a handle that was recorded before the call that makes it.
-    """
-
-    kind: str
-    ending: Ending
-    min_ttl_s: int
-    max_ttl_s: int
+class Makes(Protocol):
+    """How a credential comes to be, in two steps."""
 
     def prepare(self, order: Order) -> Handle:
         """What must be on record before `issue` may have an effect: the name of the login to come, or the accessor of
@@ -110,6 +102,10 @@ class SecretIssuer(Protocol):
     def issue(self, order: Order, prepared: Handle) -> Minted:
         """Make the credential. `Minted.handle` repeats `prepared` and adds what only the backend knows."""
         ...
+
+
+class Ends(Protocol):
+    """How a credential, and what was opened for it, comes to an end that can be believed."""
 
     def revoke(self, handle: Handle) -> None:
         """End the credential, and everything that was opened with it where that is possible. Ending what is gone, or
@@ -128,3 +124,16 @@ class SecretIssuer(Protocol):
     def orphans(self) -> Iterator[Handle]:
         """Everything at the backend that bears our name: the ledger tells which of it nobody owns."""
         ...
+
+
+class SecretIssuer(Makes, Ends, Protocol):
+    """Makes one kind of credential at a backend, finds it again, and ends it.
+
+    Methods block, are called from worker threads, several at once, and bound their own time. Each raises IssuerError.
+    Whatever can exist at the backend is named by a handle that was recorded before the call that makes it.
+    """
+
+    kind: str
+    ending: Ending
+    min_ttl_s: int
+    max_ttl_s: int

@@ -14,8 +14,8 @@ LONGER = {("broker/app.py", "_assemble"): 110}
 
 # The only modules that may ask the host for the time: each is where a clock is handed out, or measures a duration.
 CLOCKS = {
-    "broker/app.py",
     "broker/processes.py",
+    "broker/stores.py",
     "broker/attest/jwks.py",
     "broker/attest/fetch.py",
     "broker/ledger/postgres.py",
@@ -23,6 +23,7 @@ CLOCKS = {
     "broker/ledger/postgres_watch.py",
     "broker/ledger/turns.py",
     "broker/sdk/clock.py",
+    "issuers/vault/link.py",
 }
 
 
