@@ -1,4 +1,4 @@
-"""The only composition root: it alone names concrete stores, issuers and engines.
+"""The only composition root: it alone, with `stores` and `issuing`, names concrete stores, issuers and engines.
 
 create(config)                  a new ledger with its first keys (once, by `taskpass init`, `dev` or `db upgrade`)
 async with running(config, role=...) as process:
@@ -6,39 +6,62 @@ async with running(config, role=...) as process:
 """
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Flag, auto
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import structlog
 from fastapi import FastAPI
 
 from broker.config import Config
 from broker.errors import ConfigurationInvalid, TaskpassError
-from broker.keys import Keyring, Sealer
+from broker.issuing import Issuers, Surroundings, backends_of, open_issuers, settings_problems
+from broker.keys import Keyring
 from broker.ledger import LedgerStopped, LedgerUnavailable, Now, OpenLedger
-from broker.ledger.commands.admin import FirstKeys, PublishNextKey, RefuseReload, Started, StopIssuance, Together
+from broker.ledger.commands.admin import RefuseReload, Started, StopIssuance, Together
 from broker.ledger.proofs import Proofs
 from broker.ledger.spool import Spool
-from broker.ledger.sqlite import SqliteLedger
-from broker.ledger.sqlite_audit import SqliteStore
-from broker.ledger.verify import Store
 from broker.ledger.writer import Writer
 from broker.rules import RulesInForce
-from broker.service import Admin, Broker, Callers, Evidence, Issuance, KillSwitch, Refusals, Tasks
+from broker.service import Admin, Broker, Callers, Credentials, Evidence, Issuance, KillSwitch, Refusals, Tasks
+from broker.service.reconciler import Reconciler
+from broker.service.steps import Steps
 from broker.service.task_facts import TaskFactsReader
 from broker.stops import Stops
+from broker.stores import (
+    create,
+    ledger_exists,
+    ledger_place,
+    ledger_to_verify,
+    open_ledger,
+    sealer_of,
+    upgrade,
+    wall_clock,
+)
 from broker.upkeep import Chore, Chores, Upkeep
 from broker.web.app import WebSettings, create_app
 from broker.web.feed import Feed
 from broker.web.provisional import ProvisionalKills
 from issuers.access_token import AccessTokenIssuer
 
-log = structlog.get_logger(__name__)
+__all__ = [
+    "Process",
+    "Role",
+    "create",
+    "ledger_exists",
+    "ledger_place",
+    "ledger_to_verify",
+    "open_ledger",
+    "running",
+    "sealer_of",
+    "upgrade",
+    "wall_clock",
+]
 
+log = structlog.get_logger(__name__)
 
 _TOLERATED_BEHIND_MS = 5_000
 
@@ -66,105 +89,18 @@ class Process:
     proofs: Proofs
     keyring: Keyring
     provisional: ProvisionalKills
+    reconciler: Reconciler
     unusable: "asyncio.Future[LedgerStopped]"
 
 
-def wall_clock() -> int:
-    """Milliseconds since the epoch, by the host."""
-    return time.time_ns() // 1_000_000
-
-
-def create(config: Config, *, now: Now = wall_clock) -> None:
-    """Make a new ledger with its first signing keys. Raises LedgerNotOpened when there is one already."""
-    config.ledger.side_file("").parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if config.ledger.url is None:
-        SqliteLedger.create(config.ledger.path, now=now, origin=config.ledger_origin)
-    else:
-        from broker.ledger.postgres import PostgresLedger
-
-        url = config.ledger.url.get_secret_value()
-        PostgresLedger.create(url, origin=config.ledger_origin, clock=_instead_of_the_databases(now))
-    ledger = open_ledger(config, now=now)
-    try:
-        make = Keyring(ledger=ledger, sealer=sealer_of(config), now=now).make
-        ledger.commit([FirstKeys([make("token"), make("session"), make("checkpoint")]), PublishNextKey(make("token"))])
-    finally:
-        ledger.close()
-
-
-def sealer_of(config: Config) -> Sealer:
-    """What seals the signing keys, from the configuration's file or value. Raises ConfigurationInvalid."""
-    if config.keys.encryption_key is not None:
-        return Sealer.from_text(config.keys.encryption_key.get_secret_value())
-    if config.keys.encryption_key_file is None:
-        raise ConfigurationInvalid("Configure keys.encryption_key_file: signing keys are never stored in the clear.")
-    return Sealer.from_file(config.keys.encryption_key_file)
-
-
-def open_ledger(config: Config, *, now: Now = wall_clock) -> OpenLedger:
-    """The configured ledger. Raises LedgerNotOpened, LedgerUnavailable, LedgerCorrupt."""
-    if config.ledger.url is None:
-        return SqliteLedger.open(config.ledger.path, now=now)
-    from broker.ledger.postgres import PostgresLedger
-
-    return PostgresLedger.open(config.ledger.url.get_secret_value(), clock=_instead_of_the_databases(now))
-
-
-def ledger_exists(config: Config) -> bool:
-    """Whether the configured ledger has been created. Raises LedgerUnavailable."""
-    if config.ledger.url is None:
-        return config.ledger.path.exists()
-    from broker.ledger.postgres import PostgresLedger
-
-    return PostgresLedger.exists(config.ledger.url.get_secret_value())
-
-
-def upgrade(config: Config, *, now: Now = wall_clock) -> tuple[int, int]:
-    """Create the configured ledger, or bring its schema up to date; the schema's version before (0: none) and after.
-
-    Raises LedgerNotOpened, LedgerUnavailable.
-    """
-    created = not ledger_exists(config)
-    if created:
-        create(config, now=now)
-    if config.ledger.url is None:
-        from broker.ledger.sqlite_file import upgrade_file as upgrade_store
-
-        before, after = upgrade_store(config.ledger.path)
-    else:
-        from broker.ledger.postgres import PostgresLedger
-
-        before, after = PostgresLedger.upgrade(config.ledger.url.get_secret_value())
-    return 0 if created else before, after
-
-
-def ledger_to_verify(config: Config) -> Store:
-    """The configured ledger, for an audit."""
-    if config.ledger.url is None:
-        return SqliteStore(config.ledger.path)
-    from broker.ledger.postgres_audit import PostgresStore
-
-    url = config.ledger.url.get_secret_value()
-    return PostgresStore(url, ledger_place(config))
-
-
-def ledger_place(config: Config) -> str:
-    """Where the ledger is, for people to read: without a password."""
-    if config.ledger.url is None:
-        return str(config.ledger.path)
-    from broker.ledger.postgres import place_of
-
-    return place_of(config.ledger.url.get_secret_value())
-
-
-def _instead_of_the_databases(now: Now) -> Now | None:
-    """Brokers that share a database go by its clock; only a test brings another."""
-    return None if now is wall_clock else now
-
-
 @asynccontextmanager
-async def running(config: Config, *, role: Role = Role.ALL, now: Now = wall_clock) -> AsyncIterator[Process]:
-    """One broker process on an existing ledger, until the context ends. Raises what keeps it from starting."""
+async def running(
+    config: Config, *, role: Role = Role.ALL, now: Now = wall_clock, issuers: Issuers | None = None
+) -> AsyncIterator[Process]:
+    """One broker process on an existing ledger, until the context ends. Raises what keeps it from starting.
+
+    `issuers` of secrets stand beside those of the configuration.
+    """
     ledger = open_ledger(config, now=now)
     feed: Feed | None = None
 
@@ -172,31 +108,21 @@ async def running(config: Config, *, role: Role = Role.ALL, now: Now = wall_cloc
         if feed is not None:
             feed.poke()
 
-    loop = asyncio.get_running_loop()
-    unusable: asyncio.Future[LedgerStopped] = loop.create_future()
-
-    def stopped(why: LedgerStopped) -> None:
-        if not unusable.done():
-            unusable.set_result(why)
-
-    async def look() -> None:
-        try:
-            with ledger.read():
-                pass
-        except LedgerStopped as why:
-            stopped(why)
-
-    writer = Writer(ledger=ledger, loop=loop, on_commit=committed, on_stop=stopped)
+    watch = _Watch(ledger)
+    writer = Writer(ledger=ledger, loop=asyncio.get_running_loop(), on_commit=committed, on_stop=watch.stopped)
     feed = Feed(ledger=ledger, writer=writer, now=now) if Role.CONTROL in role else None
-    process = _assemble(config, role=role, ledger=ledger, writer=writer, feed=feed, unusable=unusable, now=now)
-    entry = _Entry(process, role=role, now=now)
-    upkeep = Upkeep([*_chores(config, process, role), Chore("entry", 1.0, entry.make), Chore("look", 1.0, look)])
+    process = _assemble(
+        config, role, ledger=ledger, writer=writer, feed=feed, unusable=watch.unusable, now=now, issuers=issuers or {}
+    )
+    entry = _Entry(process, role=role, alone=config.ledger.url is None, now=now)
+    upkeep = Upkeep([*_chores(config, process, role), Chore("entry", 1.0, entry.make), Chore("look", 1.0, watch.look)])
     try:
         await _start(process, entry)
         upkeep.start()
         yield process
     finally:
         await upkeep.stop()
+        await process.reconciler.stop()
         if feed is not None:
             await feed.stop()
         try:
@@ -207,15 +133,35 @@ async def running(config: Config, *, role: Role = Role.ALL, now: Now = wall_cloc
         ledger.close()
 
 
+class _Watch:
+    """Whether the ledger may still be used; settled for good when it may not."""
+
+    def __init__(self, ledger: OpenLedger) -> None:
+        self._ledger = ledger
+        self.unusable: asyncio.Future[LedgerStopped] = asyncio.get_running_loop().create_future()
+
+    def stopped(self, why: LedgerStopped) -> None:
+        if not self.unusable.done():
+            self.unusable.set_result(why)
+
+    async def look(self) -> None:
+        try:
+            with self._ledger.read():
+                pass
+        except LedgerStopped as why:
+            self.stopped(why)
+
+
 def _assemble(
     config: Config,
-    *,
     role: Role,
+    *,
     ledger: OpenLedger,
     writer: Writer,
     feed: Feed | None,
     unusable: "asyncio.Future[LedgerStopped]",
     now: Now,
+    issuers: Issuers,
 ) -> Process:
     iss, host_now, now = config.issuer, now, _ledger_time(ledger, now)
     keyring = Keyring(ledger=ledger, sealer=sealer_of(config), now=now)
@@ -225,6 +171,9 @@ def _assemble(
     spool = Spool.open(config.ledger.side_file(".spool")) if feed is not None else None
     following = feed or Feed(ledger=ledger, writer=writer, now=now)
     provisional = ProvisionalKills(writer=writer, feed=following, spool=spool, stops=stops, now=now)
+    facts = TaskFactsReader(ledger=ledger)
+    issuers = {**open_issuers(config, _surroundings(keyring, ledger, iss, now)), **issuers}
+    backends = backends_of(issuers, config)
     proofs = Proofs(ledger=ledger, origin=ledger.origin, key=keyring.checkpoint_key)
     admin = Admin(
         rules=rules,
@@ -234,6 +183,7 @@ def _assemble(
         origin=ledger.origin,
         registry_dir=config.registry.path,
         policies_dir=config.policies.path,
+        check_settings=lambda registry: settings_problems(issuers, registry),
         now=now,
     )
     broker = Broker(
@@ -250,16 +200,23 @@ def _assemble(
         issuance=Issuance(
             rules=rules,
             writer=writer,
-            task_facts=TaskFactsReader(ledger=ledger),
+            steps=Steps(task_facts=facts, stops=stops, now=now, tokens=True),
             issuer=AccessTokenIssuer(
                 iss=iss, sign=lambda kid, typ, claims: keyring.signer(kid).sign(typ, dict(claims))
             ),
-            stops=stops,
             refusals=refusals,
             iss=iss,
             token_endpoint=f"{iss}/oauth2/token",
             ttl_ms=config.tokens.max_ttl_s * 1000,
             now=now,
+        ),
+        credentials=Credentials(
+            rules=rules,
+            ledger=ledger,
+            writer=writer,
+            steps=Steps(task_facts=facts, stops=stops, now=now, tokens=False),
+            backends=backends,
+            call_limit_s=config.secrets.call_limit_s,
         ),
         tasks=Tasks(
             rules=rules,
@@ -306,7 +263,17 @@ def _assemble(
         ready=lambda: _not_ready(ledger, rules, host_now()),
         tokens=Role.TOKENS in role,
     )
-    return Process(app, broker, ledger, writer, feed, chores, proofs, keyring, provisional, unusable)
+    reconciler = Reconciler(
+        ledger=ledger, writer=writer, backends=backends, stuck_after=config.secrets.stuck_after, now=now
+    )
+    return Process(app, broker, ledger, writer, feed, chores, proofs, keyring, provisional, reconciler, unusable)
+
+
+def _surroundings(keyring: Keyring, ledger: OpenLedger, iss: str, now: Now) -> Surroundings:
+    def sign(typ: str, claims: Mapping[str, Any]) -> str:
+        return keyring.signer(ledger.head.active_kid).sign(typ, dict(claims))
+
+    return Surroundings(iss=iss, sign=sign, now=now, ledger=ledger.origin)
 
 
 def _ledger_time(ledger: OpenLedger, now: Now) -> Now:
@@ -344,6 +311,8 @@ def _chores(config: Config, process: Process, role: Role) -> list[Chore]:
             Chore("provisional", 0.5, process.provisional.retry),
             Chore("housekeep", 2.0, chores.housekeep),
             Chore("keys", 30.0, chores.keys),
+            Chore("end_secrets", 0.2, process.reconciler.turn),
+            Chore("find_orphans", config.secrets.sweep_every_s, process.reconciler.sweep),
         ]
     return every
 
@@ -373,9 +342,10 @@ async def _start(process: Process, entry: "_Entry") -> None:
 class _Entry:
     """What a process writes to the ledger when it begins: the rules on disk, its keys, and that it started."""
 
-    def __init__(self, process: Process, *, role: Role, now: Now) -> None:
+    def __init__(self, process: Process, *, role: Role, alone: bool, now: Now) -> None:
         self._process = process
         self._role = role
+        self._alone = alone
         self._now = now
         self._made = False
 
@@ -388,6 +358,8 @@ class _Entry:
         if Role.CONTROL in self._role:
             await self._load_files()
             await self._process.chores.keys()
+            if self._alone:
+                await self._process.reconciler.start()
         await self._process.broker.admin.catch_up()
         await self._process.writer.submit(Started(self._role.name or "all", _version()))
         self._made = True
@@ -417,18 +389,3 @@ def _version() -> str:
         return version("taskpass")
     except PackageNotFoundError:
         return "0+unknown"
-
-
-__all__ = [
-    "Process",
-    "Role",
-    "create",
-    "ledger_exists",
-    "ledger_place",
-    "ledger_to_verify",
-    "open_ledger",
-    "running",
-    "sealer_of",
-    "upgrade",
-    "wall_clock",
-]

@@ -227,6 +227,48 @@ class LimitsSection(_Section):
     )
 
 
+class SecretsSection(_Section):
+    """Credentials at backends, whichever issuer makes them."""
+
+    workers: int = Field(
+        default=8,
+        ge=1,
+        le=64,
+        description="Threads that call one backend to make credentials, and as many again that end them.",
+    )
+    call_limit_s: float = Field(
+        default=30.0, ge=1, le=120, description="How long one call to a backend is waited for, in seconds."
+    )
+    stuck_after: int = Field(
+        default=8,
+        ge=1,
+        le=100,
+        description="After so many failed tries to end a credential it is `stuck`: somebody is told. It is tried on.",
+    )
+    sweep_every_s: int = Field(
+        default=300,
+        ge=10,
+        le=86_400,
+        description="How often the backends are searched for what bears our name and no grant owns, in seconds.",
+    )
+
+
+class IssuerSection(BaseModel):
+    """One issuer of secrets: its kind, and that kind's options, which are checked by the issuer itself."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+
+    kind: Literal["vault", "postgres", "x509", "github_app", "aws_sts"]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What stands beside `kind`."""
+        return dict(self.model_extra or {})
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        return [("kind", self.kind)]  # an option may be a secret
+
+
 class LogSection(_Section):
     """The log on standard error."""
 
@@ -260,6 +302,12 @@ class Config(BaseSettings):
     tokens: TokensSection = TokensSection()
     tasks: TasksSection = TasksSection()
     limits: LimitsSection = LimitsSection()
+    secrets: SecretsSection = SecretsSection()
+    issuers: dict[str, IssuerSection] = Field(
+        default={},
+        description="Issuers of secrets by name, each a table `[issuers.<name>]` with its `kind` (`vault`, `postgres`, "
+        "`x509`, `github_app`, `aws_sts`) and that kind's options. A resource names the one that mints for it.",
+    )
     log: LogSection = LogSection()
 
     @classmethod
@@ -391,4 +439,11 @@ def _anchored(config: Config, base: Path) -> Config:
         if isinstance(section, _Section):
             paths = {key: base / value for key, value in section if isinstance(value, Path)}
             sections[name] = section.model_copy(update=paths)
+    sections["issuers"] = {name: _anchored_issuer(issuer, base) for name, issuer in config.issuers.items()}
     return config.model_copy(update=sections)
+
+
+def _anchored_issuer(issuer: IssuerSection, base: Path) -> IssuerSection:
+    """An option that names a file says so in its name."""
+    paths = {key: str(base / value) for key, value in issuer.options.items() if key.endswith("_file")}
+    return IssuerSection(kind=issuer.kind, **{**issuer.options, **paths})

@@ -108,7 +108,7 @@ EVENT_TYPES = _table(
             "jti task issuer why",
             "handle actor",
         ),
-        _type("gone", "The backend was looked at: the credential is not there any more.", "jti task issuer how", "note"),
+        _type("gone", "A look at the backend found that it is not there any more.", "jti task issuer how", "note"),
         _type(
             "stuck",
             "A credential that must end is still there after many tries. The broker goes on trying.",

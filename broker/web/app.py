@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from broker.errors import Malformed, NotFound, TaskpassError
 from broker.keys import Keyring
 from broker.service import Broker
-from broker.web import audit, oauth, operator, revocations, tasks
+from broker.web import audit, credentials, oauth, operator, revocations, tasks
 from broker.web.feed import Feed
 from broker.web.guards import check_guards, guard, record
 from broker.web.http import json_answer, problem, unforeseen
@@ -68,6 +68,7 @@ def create_app(
         app.router.routes.insert(0, Route(_TOKEN, app.token_endpoint, methods=["POST"]))
     app.include_router(oauth.router)
     app.include_router(tasks.router)
+    app.include_router(credentials.router)
     if feed is not None:
         app.include_router(operator.router)
         app.include_router(audit.router)

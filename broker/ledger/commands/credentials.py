@@ -13,7 +13,18 @@ import orjson
 
 from broker.ledger import Tx, make_id, parse_id
 from broker.ledger.commands.guards import Stale
-from broker.ledger.commands.issue import Asked, Refused, Stop, Verdict, check, lifetime, refuse, stopped, tell_task
+from broker.ledger.commands.issue import (
+    Asked,
+    Refused,
+    Stop,
+    Verdict,
+    check,
+    deadline_of,
+    lifetime,
+    refuse,
+    stopped,
+    tell_task,
+)
 from broker.model import GrantState
 from broker.wire import Match
 
@@ -34,6 +45,7 @@ class Begun:
     iat: int
     exp: int
     decision_id: str
+    deadline: int | None = None  # of its task
 
     def event(self) -> dict[str, Any]:
         """The members that all later events of this grant begin with."""
@@ -81,6 +93,7 @@ class Begin:
             iat=iat,
             exp=exp,
             decision_id=make_id("dec", tx.epoch, seq),
+            deadline=None if asked.task is None else deadline_of(tx, asked.task) // 1000,
         )
         body = {**asked.body(), **self.verdict.body(), **begun.event(), "ending": self.ending, "iat": iat, "exp": exp}
         tx.append("issuing", body | ({"implicit": True} if asked.task is None else {}))

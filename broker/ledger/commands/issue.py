@@ -277,10 +277,15 @@ def lifetime(tx: Tx, asked: Asked, ttl_ms: int) -> tuple[int, int]:
     """(iat, exp) in seconds of a credential that may live this long: the task's deadline can only shorten it."""
     expires = tx.now + ttl_ms
     if asked.task is not None:
-        (deadline,) = tx.execute("SELECT deadline FROM tasks WHERE id = ?", (asked.task,)).fetchone()
-        expires = min(expires, deadline)
+        expires = min(expires, deadline_of(tx, asked.task))
     # Whole seconds on the wire: iat rounds down, never into the future; so does exp, never outliving a cap.
     return tx.now // 1000, expires // 1000
+
+
+def deadline_of(tx: Tx, task: str) -> int:
+    """When an explicit task ends."""
+    (deadline,) = tx.execute("SELECT deadline FROM tasks WHERE id = ?", (task,)).fetchone()
+    return int(deadline)
 
 
 def refuse(

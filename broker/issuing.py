@@ -1,0 +1,88 @@
+"""Which issuers of secrets the configuration names, opened; with `app`, the only place that names them.
+
+Each kind reads its own options and raises ValueError for what it does not know, so nothing is silently ignored.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from broker.config import Config, IssuerSection
+from broker.errors import ConfigurationInvalid, Problem
+from broker.ledger import Now
+from broker.model import ACCESS_TOKEN
+from broker.registry import Registry
+from broker.service.calls import Calls
+from broker.service.credentials import Backend
+from issuers import SecretIssuer
+
+_WAITING = 256
+"""How many calls may stand in line for one backend before a request is refused at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an issuer may be given beside its own options."""
+
+    iss: str
+    sign: Callable[[str, Mapping[str, Any]], str]  # (typ, claims) -> compact JWS of the broker's active token key
+    now: Now
+    ledger: str  # its name in checkpoints: what we make at a backend says whose it is
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An issuer, and what reads the settings that a resource has for it. Raises ValueError with a sentence."""
+
+    issuer: SecretIssuer
+    settings_of: Callable[[Mapping[str, Any]], Any] = dict
+
+
+Issuers = Mapping[str, Opened]
+
+
+def open_issuers(config: Config, around: Surroundings) -> dict[str, Opened]:
+    """Every configured issuer, by name. Raises ConfigurationInvalid with every problem; asks no backend anything."""
+    opened, problems = {}, []
+    for name, section in config.issuers.items():
+        try:
+            if name == ACCESS_TOKEN:
+                raise ValueError("this name is taken by the broker's own tokens")
+            opened[name] = _KINDS[section.kind](section, around)
+        except (ValueError, TypeError, OSError) as error:
+            problems.append(Problem(f"issuers.{name}: {error}"))
+    if problems:
+        raise ConfigurationInvalid("The issuers cannot be opened.", problems=problems)
+    return opened
+
+
+def backends_of(issuers: Issuers, config: Config) -> dict[str, Backend]:
+    """The issuers with the threads that call them."""
+    limits = config.secrets
+
+    def calls(name: str, *, waiting: int) -> Calls:
+        return Calls(name=name, workers=limits.workers, waiting=waiting, limit_s=limits.call_limit_s)
+
+    return {
+        name: Backend(each.issuer, calls(f"make-{name}", waiting=_WAITING), calls(f"end-{name}", waiting=_WAITING))
+        for name, each in issuers.items()
+    }
+
+
+def settings_problems(issuers: Issuers, registry: Registry) -> Sequence[Problem]:
+    """What is wrong with the settings that resources have for their issuers."""
+    problems = []
+    for resource in registry.resources.values():
+        if resource.issuer == ACCESS_TOKEN:
+            continue
+        if resource.issuer not in issuers:
+            problems.append(Problem(f"resource {resource.id}: no issuer {resource.issuer} is configured ([issuers])"))
+            continue
+        try:
+            issuers[resource.issuer].settings_of(resource.settings)
+        except ValueError as error:
+            problems.append(Problem(f"resource {resource.id}: settings: {error}"))
+    return problems
+
+
+_KINDS: Mapping[str, Callable[[IssuerSection, Surroundings], Opened]] = {}
