@@ -12,7 +12,9 @@ __all__ = ["main", "taskpass"]
 TABLE = {
     "Use it from a workload": {
         "token": ("broker.cli.token:token", "Get one credential and print it."),
-        "run": ("broker.cli.run:run", "Run a command under a task of its own, with its credential."),
+        "secret": ("broker.cli.secret:secret", "Get one secret: a database login, a cloud key, a lease."),
+        "credential": ("broker.cli.credential:credential", "Secrets for AWS, git and kubectl; look at one, end one."),
+        "run": ("broker.cli.run:run", "Run a command under a task of its own, with its credentials."),
         "task": ("broker.cli.tasks:task", "Open, follow and end tasks; their receipts."),
         "whoami": ("broker.cli.whoami:whoami", "Show who the broker takes you for."),
         "explain": ("broker.cli.evidence:explain", "Explain a decision: asked, decided, issued, what followed."),
