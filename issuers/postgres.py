@@ -59,7 +59,7 @@ def settings_of(mapping: Mapping[str, Any]) -> PostgresSettings:
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
         raise ValueError("'connection_limit' must be a number, at least 1")
     path = mapping.get("search_path", ())
-    if isinstance(path, str) or not all(map(_is_text, path)):
+    if not isinstance(path, list | tuple) or not all(map(_is_text, path)):
         raise ValueError("'search_path' must be a list of schemas")
     session = mapping.get("session")
     if session is not None and not (
@@ -147,7 +147,14 @@ class PostgresIssuer:
             self._close_door(session, role)
             self._end_sessions(session, found.oid, gone=False)
             self._clear(session, role, found.oid)
-            session.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
+            try:
+                session.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
+            except psycopg.errors.DependentObjectsStillExist:
+                raise IssuerError(
+                    f"Somebody gave the role {role} privileges of its own, which the broker may not take away, so it "
+                    "is kept; nobody can log in any more. Revoke them, and the broker drops the role.",
+                    happened=False,
+                ) from None
 
     def status(self, handle: Handle) -> Found:
         """Whether the role is there, and whether anybody is inside."""

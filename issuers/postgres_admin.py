@@ -135,7 +135,8 @@ class Sessions:
             raise IssuerError(_unreachable(error), happened=False) from None
         try:
             connection.patience_s = self._server.statement_timeout_s + self._server.connect_timeout_s
-            connection.execute(f"SET statement_timeout = {timeout_ms}; SET lock_timeout = {timeout_ms}".encode())
+            # Half as long for a lock, so that it is the lock that the error names.
+            connection.execute(f"SET statement_timeout = {timeout_ms}; SET lock_timeout = {timeout_ms // 2}".encode())
         except psycopg.Error as error:
             connection.close()
             raise IssuerError(_unreachable(error), happened=False) from None
@@ -205,7 +206,6 @@ _SENTENCES: Final = {
     "42501": "The broker's admin role lacks a right at PostgreSQL: `setup_sql` prints what it needs.",
     "42704": "PostgreSQL does not know a role or a parameter that the settings name.",
     "42710": "PostgreSQL has a role of this name already.",
-    "2BP01": "PostgreSQL keeps the role, since something depends on it.",
     "53300": "PostgreSQL has no connection left.",
     "55P03": "Something at PostgreSQL holds the lock that is needed.",
     "57014": "PostgreSQL took longer than the broker waits.",

@@ -202,7 +202,7 @@ def test_orphans_are_exactly_what_exists(revocable: Harness) -> None:
 def test_many_threads_at_once(harness: Harness) -> None:
     def life(_: int) -> tuple[str, bool, bool]:
         minted = issued(harness)
-        works = harness.use(minted.values).accepted if harness.fails else True
+        works = harness.use(minted.values).accepted
         end(harness, minted.handle)
         gone = harness.issuer.status(minted.handle).standing is Standing.GONE
         return harness.name(minted.handle), works, gone

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from cryptography import x509
@@ -34,11 +35,8 @@ def write_authority(place: Path, *, key: Any = None, ca: bool = True, days: int 
     key = key or ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "The agents' authority")])
     now = datetime.now(UTC)
-    usage = dict.fromkeys(
-        ["content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign"]
-        + ["encipher_only", "decipher_only"],  # noqa: RUF005
-        False,
-    )
+    others = "content_commitment key_encipherment data_encipherment key_agreement crl_sign encipher_only decipher_only"
+    usage = dict.fromkeys(others.split(), False)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -79,14 +77,16 @@ class X509Harness(Harness):
         self._service.load_verify_locations(self._section["certificate_file"])
 
     def order(self, **changes: Any) -> Order:
+        self.clock.ahead_s = 0  # OpenSSL goes by the machine's clock
         return new_order(now_s=self.clock() // 1_000, ttl_s=300, **changes)
 
     def use(self, values: Mapping[str, str]) -> Use:
-        mine = self._place / "client.pem"
-        mine.write_text(values["certificate"] + values["ca_chain"] + values["private_key"])
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         client.load_verify_locations(cadata=values["ca_chain"])
-        client.load_cert_chain(mine)
+        with NamedTemporaryFile("w", dir=self._place) as mine:  # the ssl module takes it from a file alone
+            mine.write(values["certificate"] + values["ca_chain"] + values["private_key"])
+            mine.flush()
+            client.load_cert_chain(mine.name)
         try:
             peer = handshake(client, self._service)
         except ssl.SSLError:
