@@ -169,7 +169,8 @@ class Leased:
         """The leases at a path whose time is over: those of a revoked token are among them until they are ended."""
         for key in keys(self._vault, f"sys/leases/lookup/{path}"):
             found = self._lease(f"{path}/{key}")
-            if found is not None and _ms(found.data.get("expire_time")) <= self._now():
+            ttl = found.data.get("ttl") if found is not None else None  # by the clock of Vault, not by ours
+            if isinstance(ttl, int) and ttl <= 0:
                 yield f"{path}/{key}"
 
     def _lease(self, lease_id: str) -> Answer | None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -18,6 +19,7 @@ from issuers.vault import Login, VaultIssuer
 from tests.issuers import vault as kit
 from tests.issuers.harness import new_order
 from tests.issuers.vault import Site, wall
+from tests.issuers.vault_flows import FLOWS, scene_at
 
 pytestmark = pytest.mark.bao
 
@@ -522,6 +524,14 @@ def test_orphans_are_our_sessions_and_the_leases_of_swept_paths_once_they_are_se
     assert minted.values["username"] not in site.roles()
     assert ours.values["username"] not in site.roles()
     assert theirs.values["username"] in site.roles()
+
+
+# --- What was recorded is what this server does too ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_recorded_flow_goes_the_same_way_here(site: Site, name: str, tmp_path: Path) -> None:
+    FLOWS[name](scene_at(site.bao.address, tmp_path, wall(), token=site.new_broker_token()))
 
 
 # --- Sealed ----------------------------------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ class Site:
         )
         role = {"db_name": "orders", "creation_statements": [_CREATE], "default_ttl": "10m", "max_ttl": "1h"}
         bao.ask("POST", "database/roles/readonly", role)
-        bao.ask("POST", "database/roles/writer", role)
+        bao.ask("POST", "database/roles/writer", {**role, "default_ttl": "1m"})
         bao.ask("POST", "pki/root/generate/internal", {"common_name": "Test CA", "ttl": "10h"})
         domain = {"allowed_domains": "agents.internal", "allow_subdomains": True, "max_ttl": "2h"}
         bao.ask("POST", "pki/roles/agents", {**domain, "generate_lease": True})
