@@ -172,7 +172,12 @@ def _assemble(
     following = feed or Feed(ledger=ledger, writer=writer, now=now)
     provisional = ProvisionalKills(writer=writer, feed=following, spool=spool, stops=stops, now=now)
     facts = TaskFactsReader(ledger=ledger)
-    issuers = {**open_issuers(config, _surroundings(keyring, ledger, iss, now)), **issuers}
+
+    def sign(kid: str, typ: str, claims: Mapping[str, Any]) -> str:
+        return keyring.signer(kid or ledger.head.active_kid).sign(typ, dict(claims))
+
+    around = Surroundings(iss=iss, sign=sign, now=now, ledger=ledger.origin)
+    issuers = {**open_issuers(config, around), **issuers}
     backends = backends_of(issuers, config)
     proofs = Proofs(ledger=ledger, origin=ledger.origin, key=keyring.checkpoint_key)
     admin = Admin(
@@ -201,9 +206,7 @@ def _assemble(
             rules=rules,
             writer=writer,
             steps=Steps(task_facts=facts, stops=stops, now=now, tokens=True),
-            issuer=AccessTokenIssuer(
-                iss=iss, sign=lambda kid, typ, claims: keyring.signer(kid).sign(typ, dict(claims))
-            ),
+            issuer=AccessTokenIssuer(iss=iss, sign=sign),
             refusals=refusals,
             iss=iss,
             token_endpoint=f"{iss}/oauth2/token",
@@ -267,13 +270,6 @@ def _assemble(
         ledger=ledger, writer=writer, backends=backends, stuck_after=config.secrets.stuck_after, now=now
     )
     return Process(app, broker, ledger, writer, feed, chores, proofs, keyring, provisional, reconciler, unusable)
-
-
-def _surroundings(keyring: Keyring, ledger: OpenLedger, iss: str, now: Now) -> Surroundings:
-    def sign(typ: str, claims: Mapping[str, Any]) -> str:
-        return keyring.signer(ledger.head.active_kid).sign(typ, dict(claims))
-
-    return Surroundings(iss=iss, sign=sign, now=now, ledger=ledger.origin)
 
 
 def _ledger_time(ledger: OpenLedger, now: Now) -> Now:

@@ -5,9 +5,10 @@ Each kind reads its own options and raises ValueError for what it does not know,
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from broker.config import Config, IssuerSection
+from broker.config import Config
 from broker.errors import ConfigurationInvalid, Problem
 from broker.ledger import Now
 from broker.model import ACCESS_TOKEN
@@ -25,7 +26,7 @@ class Surroundings:
     """What an issuer may be given beside its own options."""
 
     iss: str
-    sign: Callable[[str, Mapping[str, Any]], str]  # (typ, claims) -> compact JWS of the broker's active token key
+    sign: Callable[[str, str, Mapping[str, Any]], str]  # (kid, typ, claims) -> compact JWS
     now: Now
     ledger: str  # its name in checkpoints: what we make at a backend says whose it is
 
@@ -48,9 +49,11 @@ def open_issuers(config: Config, around: Surroundings) -> dict[str, Opened]:
         try:
             if name == ACCESS_TOKEN:
                 raise ValueError("this name is taken by the broker's own tokens")
-            opened[name] = _KINDS[section.kind](section, around)
-        except (ValueError, TypeError, OSError) as error:
+            opened[name] = _KINDS[section.kind](section.options, around)
+        except (ValueError, OSError) as error:
             problems.append(Problem(f"issuers.{name}: {error}"))
+        except TypeError as error:  # an option that the kind does not have, or lacks
+            problems.append(Problem(f"issuers.{name}: {str(error).partition(') ')[2] or error}"))
     if problems:
         raise ConfigurationInvalid("The issuers cannot be opened.", problems=problems)
     return opened
@@ -85,4 +88,46 @@ def settings_problems(issuers: Issuers, registry: Registry) -> Sequence[Problem]
     return problems
 
 
-_KINDS: Mapping[str, Callable[[IssuerSection, Surroundings], Opened]] = {}
+def _vault(options: dict[str, Any], around: Surroundings) -> Opened:
+    from issuers.vault import issuer_of, settings_of
+
+    return Opened(issuer_of(options, name=around.ledger, now=around.now), settings_of)
+
+
+def _postgres(options: dict[str, Any], around: Surroundings) -> Opened:
+    from issuers.postgres import PostgresIssuer, server_of, settings_of
+
+    return Opened(PostgresIssuer(server=server_of(options), ledger=around.ledger), settings_of)
+
+
+def _x509(options: dict[str, Any], around: Surroundings) -> Opened:
+    from issuers.x509 import X509Issuer, authority_of, settings_of
+
+    return Opened(X509Issuer(authority=authority_of(options), now=around.now), settings_of)
+
+
+def _github_app(options: dict[str, Any], around: Surroundings) -> Opened:
+    from issuers.github_app import GitHubAppIssuer, settings_of
+
+    return Opened(GitHubAppIssuer(**_files(options), now=around.now), settings_of)
+
+
+def _aws_sts(options: dict[str, Any], around: Surroundings) -> Opened:
+    from issuers.aws_sts import AwsStsIssuer, settings_of
+
+    return Opened(AwsStsIssuer(**_files(options), iss=around.iss, sign=around.sign, now=around.now), settings_of)
+
+
+def _files(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with paths where their names say so."""
+    return {name: Path(value) if name.endswith("_file") else value for name, value in options.items()}
+
+
+# Each is imported only where it is used: not every broker has every backend's library.
+_KINDS: Mapping[str, Callable[[dict[str, Any], Surroundings], Opened]] = {
+    "vault": _vault,
+    "postgres": _postgres,
+    "x509": _x509,
+    "github_app": _github_app,
+    "aws_sts": _aws_sts,
+}

@@ -3,8 +3,10 @@ never on the event loop.
 """
 
 import asyncio
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -56,3 +58,10 @@ class Calls:
         self._open -= 1
         if not future.cancelled():
             future.exception()  # looked at: whoever waited in vain has gone on
+
+
+def place_of(error: BaseException) -> str:
+    """What went wrong and where, for a log: an exception's own text may repeat what a backend said, secrets and all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}"

@@ -31,7 +31,7 @@ from broker.model import AgentCaller, Caller
 from broker.rules import Rules, RulesInForce
 from broker.service.asks import CredentialAsk
 from broker.service.callers import may_see
-from broker.service.calls import Busy, Calls, StillRunning
+from broker.service.calls import Busy, Calls, StillRunning, place_of
 from broker.service.outcomes import approval_needed, refusal_error
 from broker.service.steps import Case, Steps, split_actions
 from issuers import Ending, Handle, IssuerError, Minted, Order, SecretIssuer
@@ -189,9 +189,9 @@ class Credentials:
             raise stop
         try:
             prepared = await backend.making.run(backend.issuer.prepare, order)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (whatever a backend does becomes a recorded end)
             await self._abandon(Abandon(begun, _why(error), happened=False))
-            raise _unavailable(error) from error
+            raise _unavailable(error) from None
         refused = await self._commit(Prepared(begun, asked, prepared))
         if isinstance(refused, Stop):
             await self._abandon(Abandon(begun, refused.reason, happened=True))
@@ -209,11 +209,11 @@ class Credentials:
         except StillRunning as late:
             await self._abandon(Abandon(begun, _why(late), happened=True, settled=False))
             self._tracked(self._when_back(late.call, begun))
-            raise _unavailable(late) from late
-        except Exception as error:
+            raise _unavailable(late) from None
+        except Exception as error:  # noqa: BLE001  (whatever a backend does becomes a recorded end)
             certainly_not = isinstance(error, Busy) or (isinstance(error, IssuerError) and error.happened is False)
             await self._abandon(Abandon(begun, _why(error), happened=not certainly_not))
-            raise _unavailable(error) from error
+            raise _unavailable(error) from None
 
     async def _check(self, minted: Minted, order: Order, begun: Begun) -> None:
         """10: what was made is what was committed."""
@@ -265,8 +265,13 @@ class Credentials:
     def _tracked(self, work: Any) -> "asyncio.Task[Any]":  # noqa: ANN401  (a coroutine of any result)
         task: asyncio.Task[Any] = asyncio.ensure_future(work)
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at: whoever asked may have gone away
 
     # --- What was issued ----------------------------------------------------------------------------------------------
 
@@ -331,7 +336,7 @@ def _order(begun: Begun, case: Case) -> Order:
     return Order(
         seq=begun.seq,
         jti=begun.jti,
-        kid="",
+        kid=begun.kid,
         agent=case.agent.id,
         task=begun.task,
         audience=case.resource.audience,
@@ -379,7 +384,7 @@ def _unavailable(error: Exception) -> Unavailable:
         case StillRunning():
             return Unavailable("The backend does not answer. What it may have made is being revoked.", retry_after=5)
         case _:
-            return Unavailable("The credential could not be made.", internal=type(error).__name__)
+            return Unavailable("The credential could not be made.", internal=place_of(error))
 
 
 def _why(error: Exception) -> str:

@@ -17,7 +17,7 @@ from broker.ledger.commands.endings import Claim, Due, Look, OrphansEnded, Settl
 from broker.ledger.external_views import due_issuers, external_figures, intents_are_lost, recorded_handles
 from broker.ledger.writer import Writer
 from broker.model import GrantState
-from broker.service.calls import Busy, StillRunning
+from broker.service.calls import Busy, StillRunning, place_of
 from broker.service.credentials import Backend
 from issuers import Handle, IssuerError, SecretIssuer, Standing
 
@@ -72,9 +72,10 @@ class Reconciler:
         """Begin to end what is due, at every backend that has something, and return at once."""
         with self._ledger.read() as r:
             lost = intents_are_lost(r, self._now())
-            due = due_issuers(r, self._now())
         if lost:
             await self._writer.submit(Interrupt())
+        with self._ledger.read() as r:
+            due = due_issuers(r, self._now())
         for name in due:
             running = self._draining.get(name)
             if running is None or running.done():
@@ -139,8 +140,8 @@ class Reconciler:
             return await backend.ending.run(end, backend.issuer, due, self._now())
         except (Busy, StillRunning) as error:
             return Look(problem=_sentence(error))
-        except Exception as error:  # an issuer's bug is one more thing that must not lose a credential
-            log.exception("issuer_failed", issuer=due.issuer, seq=due.seq)
+        except Exception as error:  # noqa: BLE001  (an issuer's bug must not lose a credential)
+            log.error("issuer_failed", issuer=due.issuer, seq=due.seq, error=place_of(error))
             return Look(problem=_sentence(error))
 
     def _settled(self, due: Due, look: Look) -> Settle:

@@ -7,10 +7,12 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from broker.issuing import Opened
 from issuers import Ending, Found, Handle, IssuerError, Minted, Order, Standing
+from tests.kit import Broker, Clock, Home
 
 CANARY = "sW0rdf+sh/pa=ss w%rd"  # its url, base64 and hex forms all differ
 
@@ -178,3 +180,62 @@ def register(home: Any) -> None:
     )
     home.append("policies/permits/data.cedar", PERMITS)
     home.append("policies/gates/data.cedar", GATES)
+
+
+class Site:
+    """A broker with one backend."""
+
+    def __init__(self, path: Path, issuer: MemoryIssuer | None = None) -> None:
+        self.home = Home(path)
+        register(self.home)
+        self.issuer = issuer or MemoryIssuer()
+        self.start()
+
+    def start(self) -> None:
+        self.broker = Broker(self.home, issuers={"memory": opened(self.issuer)})
+
+    @property
+    def backend(self) -> Backend:
+        return self.issuer.backend
+
+    @property
+    def clock(self) -> Clock:
+        return self.home.clock
+
+    def ask(self, **changes: Any) -> Any:
+        """Ask with an assertion of one's own, which the route spends."""
+        body = {"resource": "orders-db", "actions": ["orders:read"], **changes}
+        bearer = self.home.proof(body.pop("agent", "data-bot"))
+        return self.broker.request("POST", "/v1/credentials", json=body, bearer=bearer)
+
+    def granted(self, **changes: Any) -> dict[str, Any]:
+        answer = self.ask(**changes)
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+    def state(self, grant: str) -> str:
+        answer = self.broker.request("GET", f"/v1/credentials/{grant}", bearer=self.home.operator())
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["state"])
+
+    def settle(self) -> None:
+        self.broker.run(self.broker.process.reconciler.settle())
+
+    def types(self, jti: str) -> list[str]:
+        return [event["type"] for event in self.broker.events() if event.get("jti") == jti]
+
+    def last(self) -> tuple[str, str]:
+        """(state, jti) of the newest external grant."""
+        [(seq, state)] = self.broker.query("SELECT seq, state FROM external_grants ORDER BY seq DESC LIMIT 1")
+        return state, f"grt_{self.broker.process.ledger.head.epoch}_{seq}"
+
+    def receipt(self, kill: str) -> Any:
+        return self.broker.request("GET", f"/v1/kills/{kill}", bearer=self.home.operator()).json()
+
+    def killed(self, target: str, value: str = "", **body: Any) -> dict[str, Any]:
+        """What the receipt of a kill says of backends, once everything has been tried."""
+        body = {"target": target, "value": value, "reason": "test", **body}
+        answer = self.broker.request("POST", "/v1/kills", json=body, bearer=self.home.operator())
+        assert answer.status_code < 300, answer.text
+        self.settle()
+        return dict(self.receipt(answer.json()["id"])["external"])

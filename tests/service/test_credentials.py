@@ -7,56 +7,8 @@ from typing import Any
 import pytest
 
 from issuers import Ending, Minted
-from tests.kit import ARCHIVE, Broker, Clock, Home
-from tests.service.memory_backend import Backend, MemoryIssuer, bug, failed, happened, lost, opened, register
-
-
-class Site:
-    """A broker with one backend."""
-
-    def __init__(self, path: Path, issuer: MemoryIssuer | None = None) -> None:
-        self.home = Home(path)
-        register(self.home)
-        self.issuer = issuer or MemoryIssuer()
-        self.start()
-
-    def start(self) -> None:
-        self.broker = Broker(self.home, issuers={"memory": opened(self.issuer)})
-
-    @property
-    def backend(self) -> Backend:
-        return self.issuer.backend
-
-    @property
-    def clock(self) -> Clock:
-        return self.home.clock
-
-    def ask(self, **changes: Any) -> Any:
-        """Ask with an assertion of one's own, which the route spends."""
-        body = {"resource": "orders-db", "actions": ["orders:read"], **changes}
-        bearer = self.home.proof(body.pop("agent", "data-bot"))
-        return self.broker.request("POST", "/v1/credentials", json=body, bearer=bearer)
-
-    def granted(self, **changes: Any) -> dict[str, Any]:
-        answer = self.ask(**changes)
-        assert answer.status_code == 201, answer.text
-        return dict(answer.json())
-
-    def state(self, grant: str) -> str:
-        answer = self.broker.get(f"/v1/credentials/{grant}", by="data-bot")
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["state"])
-
-    def settle(self) -> None:
-        self.broker.run(self.broker.process.reconciler.settle())
-
-    def types(self, jti: str) -> list[str]:
-        return [event["type"] for event in self.broker.events() if event.get("jti") == jti]
-
-    def last(self) -> tuple[str, str]:
-        """(state, jti) of the newest external grant."""
-        [(seq, state)] = self.broker.query("SELECT seq, state FROM external_grants ORDER BY seq DESC LIMIT 1")
-        return state, f"grt_{self.broker.process.ledger.head.epoch}_{seq}"
+from tests.kit import ARCHIVE
+from tests.service.memory_backend import MemoryIssuer, Site, bug, failed, happened, lost
 
 
 @pytest.fixture

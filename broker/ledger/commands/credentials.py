@@ -46,6 +46,7 @@ class Begun:
     exp: int
     decision_id: str
     deadline: int | None = None  # of its task
+    kid: str = ""  # of the key that signs where the backend is shown a token of ours
 
     def event(self) -> dict[str, Any]:
         """The members that all later events of this grant begin with."""
@@ -94,6 +95,7 @@ class Begin:
             exp=exp,
             decision_id=make_id("dec", tx.epoch, seq),
             deadline=None if asked.task is None else deadline_of(tx, asked.task) // 1000,
+            kid=tx.head.active_kid,
         )
         body = {**asked.body(), **self.verdict.body(), **begun.event(), "ending": self.ending, "iat": iat, "exp": exp}
         tx.append("issuing", body | ({"implicit": True} if asked.task is None else {}))
