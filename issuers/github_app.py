@@ -104,7 +104,7 @@ class GitHubAppIssuer:
     def __init__(
         self,
         *,
-        app: str,
+        app: str | int,
         private_key_file: Path,
         now: Callable[[], int],
         url: str = "https://api.github.com",
@@ -116,7 +116,7 @@ class GitHubAppIssuer:
         `now` is in milliseconds. The key file is read again for each app JWT, so it may be replaced.
         """
         self._backend = Backend(name="GitHub", url=url, ca_file=ca_file, timeout_s=timeout_s)
-        self._app = app
+        self._app = str(app)
         self._key_file = private_key_file
         self._now = now
         self._lock = threading.Lock()

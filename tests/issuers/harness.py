@@ -63,6 +63,9 @@ class Harness(ABC):
     fails: frozenset[Fault] = frozenset(Fault)
     """The faults that can be had here. Empty for an issuer that calls nobody."""
 
+    lists: bool = True
+    """Whether the backend can be asked what there is under our names. Otherwise `existing` and `orphans` are empty."""
+
     @abstractmethod
     def order(self, **changes: Any) -> Order:
         """An order that the backend can fill, with the `settings` that the issuer needs; each its own grant and task,

@@ -36,11 +36,9 @@ class StsServer(ApiServer):
 
     def act(self, asked: Asked) -> Reply:
         form = {name: values[0] for name, values in parse_qs(asked.body.decode(), strict_parsing=True).items()}
-        if (
-            asked.method != "POST"
-            or form.get("Action") != "AssumeRoleWithWebIdentity"
-            or form["Version"] != "2011-06-15"
-        ):
+        if form["Action"] == "GetCallerIdentity":
+            return self._who(asked)
+        if (asked.method, form["Action"], form["Version"]) != ("POST", "AssumeRoleWithWebIdentity", "2011-06-15"):
             return error(400, "InvalidAction", "Could not find operation")
         refusal, claims = self._claims(form["WebIdentityToken"])
         if refusal is not None:
@@ -54,6 +52,14 @@ class StsServer(ApiServer):
         if policy is not None and (len(policy) > 2048 or "Statement" not in json.loads(policy)):
             return error(400, "MalformedPolicyDocument", "This policy contains invalid Json")
         return self._open(form, claims, duration)
+
+    def _who(self, asked: Asked) -> Reply:
+        key = re.search(r"Credential=([A-Z0-9]+)/", asked.headers.get("authorization", ""))
+        for session in self.sessions:
+            same = key and (key[1], asked.headers.get("x-amz-security-token"))
+            if same == (session["AccessKeyId"], session["SessionToken"]) and session["exp"] > self._now() / 1000:
+                return _xml(200, f'<GetCallerIdentityResponse xmlns="{NAMESPACE}"/>')
+        return error(403, "InvalidClientTokenId", "The security token included in the request is invalid")
 
     def _claims(self, token: str) -> tuple[Reply | None, dict[str, Any]]:
         try:

@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 
 from issuers import Ending, Handle, IssuerError, Minted, Order, Standing
+from tests.issuers.cloud_harnesses import aws_sts, github_app
 from tests.issuers.harness import Fault, Harness
 from tests.issuers.postgres_harness import postgres
+from tests.issuers.vault_harness import vault
 from tests.issuers.x509_harness import x509_authority
 
 HARNESSES: dict[str, Callable[[Path], AbstractContextManager[Harness]]] = {
+    "aws_sts": aws_sts,
+    "github_app": github_app,
     "postgres": postgres,
+    "vault": vault,
     "x509": x509_authority,
 }
 
@@ -189,6 +194,8 @@ def test_an_error_says_what_it_may(revocable: Harness, fault: Fault) -> None:
 
 
 def test_orphans_are_exactly_what_exists(revocable: Harness) -> None:
+    if not revocable.lists:
+        pytest.skip("the backend lists nothing")
     handles = [issued(revocable).handle for _ in range(3)]
     assert {revocable.name(handle) for handle in revocable.issuer.orphans()} == revocable.existing()
     assert {revocable.name(handle) for handle in handles} <= revocable.existing()
