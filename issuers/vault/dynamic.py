@@ -6,7 +6,6 @@ leases: so each is revoked with `sync` and looked up after that.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Final
 
 from issuers import Found, Handle, IssuerError, Minted, Order, Standing
@@ -17,7 +16,6 @@ from issuers.vault.sever import Severer
 
 OPEN_SESSIONS: Final = "Sessions that were opened with it before may continue until they are closed."
 SEVERED: Final = "No session that was opened with it is left."
-SETTLING_MS: Final = 60_000  # what is younger may be on its way into the ledger
 
 
 class Leased:
@@ -157,13 +155,10 @@ class Leased:
         return "path" not in handle or next(self._queued(handle["path"]), None) is None
 
     def orphans(self) -> Iterator[Handle]:
-        """The leases of the swept paths, unless they are so young that they may be being recorded."""
-        settled = self._now() - SETTLING_MS
+        """The leases of the swept paths."""
         for path in self._sweep:
-            for lease_id in keys(self._vault, f"sys/leases/lookup/{path}"):
-                found = self._lease(f"{path}/{lease_id}")
-                if found is not None and _ms(found.data.get("issue_time")) < settled:
-                    yield {"lease_id": f"{path}/{lease_id}", "path": path}
+            for key in keys(self._vault, f"sys/leases/lookup/{path}"):
+                yield {"lease_id": f"{path}/{key}", "path": path}
 
     def _queued(self, path: str) -> Iterator[str]:
         """The leases at a path whose time is over: those of a revoked token are among them until they are ended."""
@@ -181,11 +176,3 @@ class Leased:
         if found is None:
             raise IssuerError(f"The admin connection {admin} is not configured.", happened=False)
         return found
-
-
-def _ms(stamp: object) -> int:
-    """A time as Vault writes it, in milliseconds. One that cannot be read counts as past: it is looked at, not left."""
-    try:
-        return int(datetime.fromisoformat(str(stamp)).timestamp() * 1000)
-    except ValueError:
-        return 0

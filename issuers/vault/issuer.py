@@ -1,10 +1,11 @@
 """The issuer: what Vault leases is taken back, what it cannot take back is said to be so, each by its resource."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from issuers import Ending, Found, Handle, Minted, Order
-from issuers.vault.dynamic import SETTLING_MS, Leased
+from issuers.vault.dynamic import Leased
 from issuers.vault.sessions import Vault
 from issuers.vault.settings import checked, settings_of
 from issuers.vault.sever import Severer
@@ -31,7 +32,6 @@ class VaultIssuer:
         """
         self.min_ttl_s, self.max_ttl_s = min_ttl_s, max_ttl_s
         self._sessions = vault.sessions
-        self._now = vault.now
         severers = {admin: Severer(reference) for admin, reference in (admins or {}).items()}
         self._leased = Leased(vault=vault, severers=severers, sweep=sweep)
         self._static = Static(vault=vault)
@@ -43,12 +43,12 @@ class VaultIssuer:
 
     def prepare(self, order: Order) -> Handle:
         """Open the session that will own the lease, or find it."""
-        settings = checked(order)
+        order, settings = self._capped(order), checked(order)
         return (self._static if settings.static else self._leased).prepare(order, settings)
 
     def issue(self, order: Order, prepared: Handle) -> Minted:
         """Have Vault make it, or hand it out."""
-        settings = checked(order)
+        order, settings = self._capped(order), checked(order)
         return (self._static if settings.static else self._leased).issue(order, prepared, settings)
 
     def renew(self, handle: Handle, exp: int) -> int:
@@ -71,6 +71,9 @@ class VaultIssuer:
         self._sessions.close(handle)
 
     def orphans(self) -> Iterator[Handle]:
-        """Our sessions, and the leases of the swept paths, unless they are so young that they may be being recorded."""
-        yield from self._sessions.opened_before(self._now() - SETTLING_MS)
+        """Our sessions, and the leases of the swept paths, of whatever age."""
+        yield from self._sessions.ours()
         yield from self._leased.orphans()
+
+    def _capped(self, order: Order) -> Order:
+        return replace(order, exp=min(order.exp, order.iat + self.max_ttl_s))

@@ -112,16 +112,12 @@ class Sessions:
         lasts = self._vault.call("post", "auth/token/renew-accessor", body).auth.get("lease_duration")
         return now + lasts if isinstance(lasts, int) else now
 
-    def opened_before(self, moment: int) -> Iterator[Handle]:
-        """All of ours that Vault knows and that were opened before then (milliseconds), whoever opened them."""
+    def ours(self) -> Iterator[Handle]:
+        """All that Vault knows and that bear our mark, whoever opened them."""
         for accessor in keys(self._vault, "auth/token/accessors"):
             found = self.look(accessor)
-            if found is None:  # gone since it was listed
-                continue
-            meta, made = found.data.get("meta"), found.data.get("creation_time")
-            if not isinstance(meta, dict) or meta.get(MARK) != self._name or not isinstance(made, int):
-                continue
-            if made * 1000 < moment:
+            meta = found.data.get("meta") if found is not None else None  # it may have gone since it was listed
+            if isinstance(meta, dict) and meta.get(MARK) == self._name:
                 yield {"accessor": accessor, **{name: str(meta[name]) for name in ("path", "task") if name in meta}}
 
     def end(self, accessor: str) -> None:

@@ -25,11 +25,26 @@ def recording(name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def replayed(name: str, place: Path, *, timeout_s: float = 5) -> Iterator[tuple[Replayer, Scene]]:
+def replayed(name: str, place: Path) -> Iterator[tuple[Replayer, Scene]]:
     made = recording(name)
     with Replayer(made["exchanges"]) as server:
-        yield server, scene_at(server.url, place, made["now_ms"], token=BROKER, timeout_s=timeout_s)
+        yield server, scene_at(server.url, place, made["now_ms"], token=BROKER)
         assert server.wrong == []
+
+
+@contextmanager
+def failing(
+    server: Replayer, scene: Scene, *faults: Fault, match: str | None = None
+) -> Iterator[pytest.ExceptionInfo[IssuerError]]:
+    """The next requests go wrong in these ways, and so does what needs them. Whoever waits in vain waits briefly."""
+    link = scene.issuer._leased._link
+    patient = link._timeout_s
+    server.faults = list(faults)
+    if any(fault.kind in {"silent", "drip"} for fault in faults):
+        link._timeout_s = 0.2
+    with pytest.raises(IssuerError, match=match) as caught:
+        yield caught
+    link._timeout_s, server.faults = patient, []
 
 
 def test_every_flow_has_a_recording_that_says_what_answered() -> None:
@@ -73,14 +88,12 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_an_answer_lost_after_the_effect_is_unknown_and_what_was_made_is_ended(name: str, tmp_path: Path) -> None:
     fault = FAULTS[name]
-    with replayed("lost", tmp_path, timeout_s=0.3) as (server, scene):
+    with replayed("lost", tmp_path) as (server, scene):
         order = scene.order(kit.WRITER)
         prepared = scene.issuer.prepare(order)
-        server.faults = [Fault(fault.kind, happened=True, reply=fault.reply)]
-        with pytest.raises(IssuerError) as lost_answer:
+        with failing(server, scene, Fault(fault.kind, happened=True, reply=fault.reply)) as lost_answer:
             scene.issuer.issue(order, prepared)
         assert lost_answer.value.happened is None
-        server.faults = []
         scene.issuer.revoke(prepared)
         assert scene.standing(prepared) is Standing.GONE
         assert server.left == []
@@ -89,12 +102,10 @@ def test_an_answer_lost_after_the_effect_is_unknown_and_what_was_made_is_ended(n
 @pytest.mark.parametrize("name", [name for name in FAULTS if name != "a byte at a time"])
 def test_a_fault_before_the_effect_promises_nothing_either_and_the_next_try_works(name: str, tmp_path: Path) -> None:
     fault = FAULTS[name]
-    with replayed("login", tmp_path, timeout_s=0.3) as (server, scene):
+    with replayed("login", tmp_path) as (server, scene):
         scene.issuer._sessions._vault._current()  # logged in
-        server.faults = [Fault(fault.kind, reply=fault.reply)]
-        if fault.kind == "truncated":
-            server.faults = [Fault("truncated", reply=Reply(200, b'{"data": {}}'))]
-        with pytest.raises(IssuerError) as refused:
+        reply = Reply(200, b'{"data": {}}') if fault.kind == "truncated" else fault.reply
+        with failing(server, scene, Fault(fault.kind, reply=reply)) as refused:
             scene.issuer.prepare(scene.order(kit.READONLY))
         assert refused.value.happened is None
         FLOWS["login"](scene)
@@ -106,8 +117,9 @@ def test_a_refusal_is_certain_to_have_done_nothing(status: int, tmp_path: Path) 
     with replayed("login", tmp_path) as (server, scene):
         order = scene.order(kit.READONLY)
         prepared = scene.issuer.prepare(order)
-        server.faults = [Fault("status", reply=Reply(status, b'{"errors":["no"]}', {"Retry-After": "30"}))]
-        with pytest.raises(IssuerError) as refused:
+        with failing(
+            server, scene, Fault("status", reply=Reply(status, b'{"errors":["no"]}', {"Retry-After": "30"}))
+        ) as refused:
             scene.issuer.issue(order, prepared)
         assert refused.value.happened is False
         assert refused.value.retry_after_s == (30 if status == 429 else None)
@@ -122,35 +134,35 @@ def test_a_server_that_cannot_be_reached_did_nothing(tmp_path: Path) -> None:
 
 def test_a_redirect_is_not_followed_for_it_would_be_shown_the_token(tmp_path: Path) -> None:
     with replayed("login", tmp_path) as (server, scene):
-        server.faults = [Fault("status", reply=Reply(307, b"", {"Location": "http://127.0.0.1:1/v1/sys/seal"}))]
-        with pytest.raises(IssuerError, match="redirect"):
+        with failing(
+            server,
+            scene,
+            Fault("status", reply=Reply(307, b"", {"Location": "http://127.0.0.1:1/v1/sys/seal"})),
+            match="redirect",
+        ):
             scene.issuer.prepare(scene.order(kit.READONLY))
         assert len(server.asked) == 1
 
 
 def test_a_slow_server_is_given_up_in_time(tmp_path: Path) -> None:
-    with replayed("login", tmp_path, timeout_s=0.3) as (server, scene):
-        server.faults = [Fault("drip", happened=True)]
+    with replayed("login", tmp_path) as (server, scene):
         start = time.monotonic()
-        with pytest.raises(IssuerError):
+        with failing(server, scene, Fault("drip", happened=True)):
             scene.issuer.prepare(scene.order(kit.READONLY))
         assert time.monotonic() - start < 3
 
 
 def test_an_answer_without_end_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("issuers.vault.link.MAX_ANSWER", 100_000)
-    with replayed("login", tmp_path) as (server, scene):
-        server.faults = [Fault("huge")]
-        with pytest.raises(IssuerError, match="more than"):
-            scene.issuer.prepare(scene.order(kit.READONLY))
+    with replayed("login", tmp_path) as (server, scene), failing(server, scene, Fault("huge"), match="more than"):
+        scene.issuer.prepare(scene.order(kit.READONLY))
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_look_that_failed_proves_nothing(fault: Fault, tmp_path: Path) -> None:
-    with replayed("login", tmp_path, timeout_s=0.3) as (server, scene):
+    with replayed("login", tmp_path) as (server, scene):
         minted = scene.issue(scene.order(kit.READONLY))
-        server.faults = [fault if fault.kind == "status" else Fault(fault.kind, happened=True)]
-        with pytest.raises(IssuerError):
+        with failing(server, scene, fault if fault.kind == "status" else Fault(fault.kind, happened=True)):
             scene.issuer.status(minted.handle)
 
 
@@ -160,8 +172,7 @@ def test_a_refused_look_is_not_taken_for_an_absence(status: int, reason: str, tm
     with replayed("login", tmp_path) as (server, scene):
         minted = scene.issue(scene.order(kit.READONLY))
         again = Fault("status", reply=Reply(status, json.dumps({"errors": [reason]}).encode()))
-        server.faults = [again, again, again]
-        with pytest.raises(IssuerError):
+        with failing(server, scene, again, again, again):
             scene.issuer.status(minted.handle)
 
 
@@ -171,18 +182,18 @@ def test_no_error_repeats_what_the_server_said(tmp_path: Path) -> None:
         with replayed("login", tmp_path) as (server, scene):
             order = scene.order(kit.READONLY)
             prepared = scene.issuer.prepare(order)
-            server.faults = [Fault("status", reply=Reply(status, json.dumps({"errors": [words]}).encode()))]
-            with pytest.raises(IssuerError) as refused:
+            with failing(
+                server, scene, Fault("status", reply=Reply(status, json.dumps({"errors": [words]}).encode()))
+            ) as refused:
                 scene.issuer.issue(order, prepared)
             assert "hunter2" not in f"{refused.value} {refused.value!r} {refused.value.sentence}"
 
 
 def test_after_an_unknown_outcome_nobody_else_shares_the_session(tmp_path: Path) -> None:
-    with replayed("lost", tmp_path, timeout_s=0.3) as (server, scene):
+    with replayed("lost", tmp_path) as (server, scene):
         order = scene.order(kit.WRITER)
         prepared = scene.issuer.prepare(order)
-        server.faults = [Fault("cut", happened=True)]
-        with pytest.raises(IssuerError):
+        with failing(server, scene, Fault("cut", happened=True)):
             scene.issuer.issue(order, prepared)
         with pytest.raises(IssuerError) as refused:  # by no retry either, which would make a second lease
             scene.issuer.issue(order, prepared)
