@@ -29,6 +29,7 @@ GROUPS = {
     "verification": "the SDK's verification, first and again",
     "ledger": "a ledger of a million events",
     "cli": "a token from a cold command",
+    "secret_postgres": "a PostgreSQL login against the bare statements",
     "steps": "the cost of each step of the pipeline",
     "curves": "how cost grows",
 }

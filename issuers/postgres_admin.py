@@ -38,7 +38,7 @@ class Server:
     reassign_to: str | None = None
     min_ttl_s: int = 30
     max_ttl_s: int = 3_600
-    connections: int = 4  # of ours at once
+    connections: int = 8  # of ours at once
     connect_timeout_s: int = 5
     statement_timeout_s: int = 10
 
