@@ -26,6 +26,7 @@ class GitHubServer(ApiServer):
         self.repositories = {"invoices": 1, "credits": 2, "payroll": 3}
         self.permissions = {"contents": "write", "issues": "write", "metadata": "read"}
         self.tokens: dict[str, dict[str, Any]] = {}
+        self.ever: list[str] = []
         self.suspended = False
         self.grant_more = False
 
@@ -70,6 +71,7 @@ class GitHubServer(ApiServer):
         if self.grant_more:
             names, permissions = None, self.permissions
         token = f"ghs_{secrets.token_urlsafe(30)}"
+        self.ever.append(token)
         reached = list(self.repositories) if names is None else names
         expires = self._now() // 1000 + 3600
         self.tokens[token] = {"exp": expires, "repositories": reached, "permissions": permissions}

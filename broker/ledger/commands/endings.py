@@ -125,6 +125,7 @@ class Settle:
         look, due = self.look, self.due
         if look.problem is None and due.expires > tx.now and (due.ending == EXPIRES_ONLY or state is GrantState.LIVE):
             self._again(tx, due.expires)
+            tx.execute("UPDATE external_grants SET note = ? WHERE seq = ?", (look.note, due.seq))
             return state
         tries = due.tries + 1
         problem = look.problem or "The backend still has it."
