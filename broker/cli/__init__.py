@@ -40,6 +40,7 @@ TABLE = {
         "init": ("broker.cli.server:init", "Write a commented configuration and registry, with keys."),
         "serve": ("broker.cli.server:serve", "Run the broker."),
         "db": ("broker.cli.db:db", "Create or upgrade the ledger's database."),
+        "vault-setup": ("broker.cli.vault_setup:vault_setup", "Print, or apply, what the broker needs at Vault."),
         "registry": ("broker.cli.offline:registry", "Check registry files."),
         "policy": ("broker.cli.offline:policy", "Check, test and tabulate policies."),
         "doctor": ("broker.cli.doctor:doctor", "Find out what is wrong, and what to do about it."),
