@@ -14,7 +14,7 @@ import structlog
 from broker.ledger import Ledger, LedgerUnavailable
 from broker.ledger.commands.credentials import EXPIRES_ONLY, Interrupt
 from broker.ledger.commands.endings import Claim, Due, Look, OrphansEnded, Settle
-from broker.ledger.external_views import due_issuers, external_figures, intents_are_lost, recorded_handles
+from broker.ledger.external_views import due_grants, due_issuers, external_figures, intents_are_lost, recorded_handles
 from broker.ledger.writer import Writer
 from broker.model import GrantState
 from broker.service.calls import Busy, StillRunning, place_of
@@ -28,6 +28,10 @@ _AT_ONCE = 64
 
 _FIRST_RETRY_MS = 1_000
 _LONGEST_RETRY_MS = 300_000
+_LEFT_TO_ITS_MAKER_MS = 5_000
+"""What only its maker can end is left to it for so long; then the process that ends everything says what is known."""
+
+_LOOKED_THROUGH = 1_000
 _ORPHAN_AGE_MS = 120_000
 """An orphan must have been seen this long ago too: what a broker is just making is recorded a moment later."""
 
@@ -50,7 +54,10 @@ class Reconciler:
         backends: Mapping[str, Backend],
         stuck_after: int,
         now: Callable[[], int],
+        everything: bool = True,
     ) -> None:
+        """With `everything` False only what nobody but this process can end: see `issuers.Keeper`."""
+        self._everything = everything
         self._ledger = ledger
         self._writer = writer
         self._backends = backends
@@ -117,7 +124,7 @@ class Reconciler:
     async def _drain(self, name: str) -> None:
         """Everything of one issuer that is due, batch by batch."""
         try:
-            while batch := await self._writer.submit(Claim(name, _AT_ONCE)):
+            while (claim := self._claim(name)) and (batch := await self._writer.submit(claim)):
                 looks = await asyncio.gather(*(self._end(due) for due in batch))
                 settled = [self._settled(due, look) for due, look in zip(batch, looks, strict=True)]
                 states = await self._writer.submit_many(settled)
@@ -128,6 +135,30 @@ class Reconciler:
                         log.critical("credential_stuck", issuer=name, seq=due.seq, problem=look.problem)
         except LedgerUnavailable as error:  # the claim runs out, and the next turn takes them up again
             log.error("endings_delayed", issuer=name, error=str(error))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is an issuer whose credentials only their maker can end."""
+        return bool(self._kept(self._backends))
+
+    def _kept(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if self._holds(name) is not None]
+
+    def _holds(self, name: str) -> Callable[[Handle], bool] | None:
+        backend = self._backends.get(name)
+        return None if backend is None else getattr(backend.issuer, "holds", None)
+
+    def _claim(self, name: str) -> Claim | None:
+        """What this process takes in hand next: what it made itself first, where only the maker can end it."""
+        holds = self._holds(name)
+        if holds is None:
+            return Claim(name, _AT_ONCE)
+        with self._ledger.read() as r:
+            due = due_grants(r, name, self._now(), limit=_LOOKED_THROUGH)
+        held = [seq for seq, handle in due if holds(handle)]
+        if held:
+            return Claim(name, _AT_ONCE, only=held[:_AT_ONCE])
+        return Claim(name, _AT_ONCE, late_ms=_LEFT_TO_ITS_MAKER_MS) if self._everything else None
 
     async def _end(self, due: Due) -> Look:
         """One try, in a thread."""

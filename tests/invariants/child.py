@@ -13,7 +13,9 @@ from pathlib import Path
 from broker import processes
 from broker.app import Role, wall_clock
 from broker.config import load_config
+from broker.issuing import Opened
 from tests.invariants import failpoints
+from tests.invariants.file_backend import PLACE, FileIssuer
 
 CLOCK_OFFSET_MS = "INVARIANTS_CLOCK_OFFSET_MS"
 
@@ -45,7 +47,9 @@ def main() -> int:
     role = Role[what.upper()]
     address = listen[0] if listen else config.serve.control_listen if role is Role.CONTROL else config.serve.listen
     offset = int(os.environ.get(CLOCK_OFFSET_MS, "0"))
-    processes.running = partial(processes.running, now=lambda: wall_clock() + offset)
+    backend = os.environ.get(PLACE)
+    issuers = {"file": Opened(FileIssuer(Path(backend)))} if backend else {}
+    processes.running = partial(processes.running, now=lambda: wall_clock() + offset, issuers=issuers)
     failpoints.install()
     listening = processes.listen_on(address)
     asyncio.run(processes.serve_one(config, role=role, listening=listening, ready=lambda: _tell(int(ready_fd))))
