@@ -267,7 +267,12 @@ def _assemble(
         tokens=Role.TOKENS in role,
     )
     reconciler = Reconciler(
-        ledger=ledger, writer=writer, backends=backends, stuck_after=config.secrets.stuck_after, now=now
+        ledger=ledger,
+        writer=writer,
+        backends=backends,
+        stuck_after=config.secrets.stuck_after,
+        now=now,
+        everything=Role.CONTROL in role,
     )
     return Process(app, broker, ledger, writer, feed, chores, proofs, keyring, provisional, reconciler, unusable)
 
@@ -301,13 +306,14 @@ def _chores(config: Config, process: Process, role: Role) -> list[Chore]:
         Chore("fetch_keys", 5.0, chores.fetch_keys),
         Chore("follow_rules", 0.5, chores.follow_rules),
     ]
+    if Role.CONTROL in role or process.reconciler.keeps:
+        every.append(Chore("end_secrets", 0.2, process.reconciler.turn))
     if Role.CONTROL in role:
         every += [
             Chore("expire_tasks", 0.2, chores.expire_tasks),
             Chore("provisional", 0.5, process.provisional.retry),
             Chore("housekeep", 2.0, chores.housekeep),
             Chore("keys", 30.0, chores.keys),
-            Chore("end_secrets", 0.2, process.reconciler.turn),
             Chore("find_orphans", config.secrets.sweep_every_s, process.reconciler.sweep),
         ]
     return every

@@ -137,3 +137,11 @@ class SecretIssuer(Makes, Ends, Protocol):
     ending: Ending
     min_ttl_s: int
     max_ttl_s: int
+
+
+class Keeper(Protocol):
+    """What an issuer adds whose backend ends a credential only for who shows it: its maker alone, while it runs."""
+
+    def holds(self, handle: Handle) -> bool:
+        """Whether this process can end, or look at, what the handle finds."""
+        ...

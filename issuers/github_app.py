@@ -157,6 +157,10 @@ class GitHubAppIssuer:
         values = {"token": token, "username": "x-access-token"}
         return Minted(values, {**prepared, "expires": str(expires)}, min(order.exp, expires))
 
+    def holds(self, handle: Handle) -> bool:
+        """Whether this process prepared it: another one has no token to show to GitHub."""
+        return handle.get("grant") in self._known
+
     def revoke(self, handle: Handle) -> None:
         """End the token if this process holds it; otherwise nothing can, and `status` says so."""
         known = self._known.get(handle["grant"])
@@ -172,7 +176,7 @@ class GitHubAppIssuer:
             return Found(Standing.GONE)
         until = int(handle.get("expires") or handle["until"])
         if self._now() // 1000 > until + _SKEW_S:
-            return Found(Standing.GONE)
+            return Found(Standing.GONE, "By the clock: its hour is over, and GitHub could not be asked.")
         what = (
             "The process that made this token is gone, and GitHub ends a token only for who holds it."
             if "expires" in handle

@@ -155,6 +155,16 @@ def due_issuers(r: Reader, now: int) -> list[str]:
     return [row[0] for row in rows.fetchall()]
 
 
+def due_grants(r: Reader, issuer: str, now: int, *, limit: int) -> list[tuple[int, dict[str, str]]]:
+    """(position, handle) of what is due of one issuer, the longest first."""
+    rows = r.execute(
+        "SELECT seq, handle FROM external_grants WHERE issuer = ? AND next_try IS NOT NULL AND next_try <= ?"
+        " AND state <> 'issuing' ORDER BY next_try LIMIT ?",
+        (issuer, now, limit),
+    )
+    return [(seq, orjson.loads(handle)) for seq, handle in rows.fetchall()]
+
+
 def intents_are_lost(r: Reader, now: int) -> bool:
     """Whether an intent has had no outcome for longer than its calls can take."""
     found = r.execute(

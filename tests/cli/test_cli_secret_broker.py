@@ -97,9 +97,11 @@ class Cloud(Site):
         return json.dumps(self.broker.events())
 
 
-def a_home(path: Path, github: GitHubServer, sts: StsServer, key: rsa.RSAPrivateKey) -> Home:
+def a_home(
+    path: Path, github: GitHubServer, sts: StsServer, key: rsa.RSAPrivateKey, *, clock: Callable[[], int] = wall_ms
+) -> Home:
     (path / "app.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    home = Home(path / "broker", clock=wall_ms)
+    home = Home(path / "broker", clock=clock)
     home.append("registry/resources.yaml", RESOURCES)
     boundary = 'archive: ["archive:read", "archive:list", "archive:export"]'
     more = '\n      repos: ["repo:read", "repo:write"]\n      reports-bucket: ["reports:read"]'

@@ -30,17 +30,23 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Take grants of one issuer in hand that are due. A column outside the tree: whoever dies with them only delays."""
+    """Take grants of one issuer in hand that are due. A column outside the tree: whoever dies with them only delays.
+
+    `only` these, if any are named; those alone that have been due for `late_ms`.
+    """
 
     issuer: str
     limit: int
+    only: Sequence[int] = ()
+    late_ms: int = 0
 
     def apply(self, tx: Tx) -> list[Due]:
+        these = f" AND seq IN ({', '.join('?' * len(self.only))})" if self.only else ""
         rows = tx.execute(
-            "SELECT seq, issuer, ending, state, handle, expires, over, closed, gone, tries FROM external_grants"
-            " WHERE issuer = ? AND next_try IS NOT NULL AND next_try <= ? AND state <> 'issuing'"
-            " ORDER BY next_try LIMIT ?",
-            (self.issuer, tx.now, self.limit),
+            "SELECT seq, issuer, ending, state, handle, expires, over, closed, gone, tries"  # noqa: S608  (placeholders)
+            " FROM external_grants WHERE issuer = ? AND next_try IS NOT NULL AND next_try <= ? AND state <> 'issuing'"
+            f"{these} ORDER BY next_try LIMIT ?",
+            (self.issuer, tx.now - self.late_ms, *self.only, self.limit),
         ).fetchall()
         for row in rows:
             tx.execute("UPDATE external_grants SET next_try = ? WHERE seq = ?", (tx.now + CLAIM_MS, row[0]))
