@@ -70,6 +70,17 @@ class Server:
             cursor = connection.execute(sql.encode())
             return cursor.fetchall() if cursor.description else []
 
+    @property
+    def version(self) -> int:
+        """The major version."""
+        ((number,),) = self.run("SELECT current_setting('server_version_num')")
+        return int(str(number)) // 10_000
+
+    def ask_for_passwords(self, access: str) -> None:
+        """Let in, from now on, by these lines of pg_hba.conf; in the beginning anybody on this machine is."""
+        (self.place / "data/pg_hba.conf").write_text(access)
+        self.run("SELECT pg_reload_conf()")
+
     def start(self) -> None:
         """Start, or start again."""
         settings = {"listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": str(self.place)}

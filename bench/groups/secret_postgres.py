@@ -60,7 +60,7 @@ def _database() -> Iterator[str]:
     try:
         dsn = f"postgresql://tp_admin@127.0.0.1:{server.port}/postgres"
         server.run("CREATE ROLE app_read")
-        server.run(setup_sql(server_of({"dsn": dsn, "connections": 20}), ["app_read"], version=15))
+        server.run(setup_sql(server_of({"dsn": dsn, "connections": 20}), ["app_read"], version=server.version))
         yield dsn
     finally:
         server.close()

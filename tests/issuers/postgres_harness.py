@@ -95,14 +95,11 @@ class PostgresHarness(Harness):
 def a_server(**settings: str) -> Server:
     """A server with a database of an application, two roles to take privileges from, and the broker's admin role."""
     server = server_or_skip(**settings)
-    (server.place / "data/pg_hba.conf").write_text(ACCESS)
-    server.run("SELECT pg_reload_conf()")
+    server.ask_for_passwords(ACCESS)
     server.run("CREATE DATABASE app")
     described = server_of({"dsn": "postgresql://tp_admin@127.0.0.1/app"})
-    ((version,),) = server.run("SELECT current_setting('server_version_num')::int / 10000")
-    assert isinstance(version, int)
     server.run("CREATE ROLE app_read; CREATE ROLE app_write")
-    server.run(setup_sql(described, ["app_read", "app_write"], version=version))
+    server.run(setup_sql(described, ["app_read", "app_write"], version=server.version))
     server.run(f"ALTER ROLE tp_admin PASSWORD '{ADMIN_PASSWORD}' CONNECTION LIMIT 50")
     server.run(
         "CREATE TABLE app_table (x int); GRANT SELECT ON app_table TO app_read;"
