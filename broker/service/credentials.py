@@ -50,6 +50,14 @@ class Backend:
     making: Calls
     ending: Calls
 
+    def shut_down(self) -> None:
+        """Begin no more calls, and let go of what the issuer keeps open."""
+        self.making.close()
+        self.ending.close()
+        let_go: Callable[[], None] | None = getattr(self.issuer, "shut_down", None)
+        if let_go is not None:
+            let_go()
+
 
 @dataclass(slots=True)
 class _Case(Case):

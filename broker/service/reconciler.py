@@ -107,8 +107,7 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*self._draining.values(), return_exceptions=True)
         for backend in self._backends.values():
-            backend.making.close()
-            backend.ending.close()
+            await asyncio.to_thread(backend.shut_down)
 
     def figures(self) -> dict[str, dict[str, int]]:
         """Issuer -> state -> how many may be at the backend: `stuck` is what a human must look at."""
