@@ -266,13 +266,9 @@ def _assemble(
         ready=lambda: _not_ready(ledger, rules, host_now()),
         tokens=Role.TOKENS in role,
     )
+    everything, stuck_after = Role.CONTROL in role, config.secrets.stuck_after
     reconciler = Reconciler(
-        ledger=ledger,
-        writer=writer,
-        backends=backends,
-        stuck_after=config.secrets.stuck_after,
-        now=now,
-        everything=Role.CONTROL in role,
+        ledger=ledger, writer=writer, backends=backends, stuck_after=stuck_after, everything=everything, now=now
     )
     return Process(app, broker, ledger, writer, feed, chores, proofs, keyring, provisional, reconciler, unusable)
 
