@@ -39,10 +39,11 @@ class Leased:
     def issue(self, order: Order, prepared: Handle, settings: VaultSettings) -> Minted:
         """Have Vault lease the secret, no longer than the order allows."""
         body = settings.body(order)
-        session = self._sessions.find(prepared["accessor"])
+        accessor = prepared["accessor"]
         try:
-            until = self._sessions.extend(session.accessor, order.exp)
-            answer = self._leased(session, settings, body)
+            with self._sessions.asking(accessor) as session:
+                until = self._sessions.extend(accessor, order.exp)
+                answer = self._leased(session, settings, body)
             if settings.wrap_ttl_s:
                 return self._wrapped(answer, prepared, min(until, order.exp))
             return self._minted(answer, order, prepared, settings, until)
@@ -50,7 +51,7 @@ class Leased:
             # It may own a lease that only revoking all of it finds, or has been revoked itself: nobody else may rely
             # on it.
             if error.happened is not False or (isinstance(error, Refused) and error.status in {400, 403}):
-                self._sessions.forget(session.accessor)
+                self._sessions.forget(accessor)
             raise
 
     def _leased(self, session: Session, settings: VaultSettings, body: Mapping[str, str]) -> Answer:
@@ -150,7 +151,7 @@ class Leased:
 
     def _unknown_gone(self, handle: Handle) -> bool:
         accessors = [handle[name] for name in ("accessor", "wrap_accessor") if name in handle]
-        if not all(self._sessions.gone(accessor) for accessor in accessors):
+        if any(self._sessions.is_asked(accessor) or not self._sessions.gone(accessor) for accessor in accessors):
             return False
         return "path" not in handle or next(self._queued(handle["path"]), None) is None
 

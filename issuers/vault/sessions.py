@@ -1,6 +1,8 @@
 """The Vault tokens under which secrets are leased: an orphan for each task and resource, in memory only."""
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -42,6 +44,7 @@ class Sessions:
         self._by_accessor: dict[str, Session] = {}
         self._shared: dict[tuple[str, str, str], str] = {}
         self._opening: dict[tuple[str, str, str], Lock] = {}
+        self._asking: Counter[str] = Counter()
 
     def shared(self, order: Order, settings: VaultSettings) -> Session:
         """That of the order's task and resource; opened now if there is none that can last until the order expires."""
@@ -94,6 +97,24 @@ class Sessions:
         if found is None:
             raise IssuerError("The session for this secret is not open any more: ask again.", happened=False)
         return found
+
+    @contextmanager
+    def asking(self, accessor: str) -> Iterator[Session]:
+        """The session, for as long as something is asked for under it. Raises IssuerError as `find` does."""
+        session = self.find(accessor)
+        with self._lock:
+            self._asking[accessor] += 1
+        try:
+            yield session
+        finally:
+            with self._lock:
+                self._asking[accessor] -= 1
+                self._asking += Counter()  # drops what is zero
+
+    def is_asked(self, accessor: str) -> bool:
+        """Whether a lease may still come to be under it, even if it is revoked: Vault looks at the token only first."""
+        with self._lock:
+            return self._asking[accessor] > 0
 
     def extend(self, accessor: str, until: int) -> int:
         """Have it live at least until then, as far as its own end and Vault allow: until when it does."""

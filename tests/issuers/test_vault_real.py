@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from issuers import Ending, Handle, IssuerError, Minted, Order, Standing
-from issuers.vault import Login, VaultIssuer
+from issuers.vault import Login, Setup, VaultIssuer, connect, settings_of
+from issuers.vault.link import Link
 from tests.issuers import vault as kit
 from tests.issuers.harness import new_order
 from tests.issuers.vault import Site, wall
@@ -223,6 +224,76 @@ def test_a_lease_whose_session_is_over_does_not_count_as_gone_while_the_database
     issuer.revoke(prepared)
     assert gone(issuer, prepared)
     assert lost.values["username"] not in site.roles()
+
+
+def _while_it_is_made(site: Site) -> None:
+    """Wait until the database is at it."""
+    waited = threading.Event()
+    for _ in range(200):
+        if site.postgres.run("SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(1)%' AND state = 'active'"
+                             " AND pid <> pg_backend_pid()"):  # fmt: skip
+            return
+        waited.wait(0.02)
+    raise AssertionError("nothing is being made")
+
+
+def test_a_lease_that_vault_makes_under_a_session_revoked_meanwhile_is_not_called_gone(site: Site, slow: Order) -> None:
+    """OpenBao looks at the token when the request comes in, and not when it records the lease."""
+    issuer = site.issuer()
+    prepared = issuer.prepare(slow)
+    with ThreadPoolExecutor(1) as pool:
+        making = pool.submit(issuer.issue, slow, prepared)
+        _while_it_is_made(site)
+        issuer.revoke(prepared)
+        assert prepared["accessor"] not in site.bao.accessors()
+        assert not gone(issuer, prepared)
+        minted = making.result()
+    assert not gone(issuer, minted.handle)
+    issuer.revoke(minted.handle)
+    assert gone(issuer, minted.handle)
+    assert minted.values["username"] not in site.roles()
+
+
+def test_whoever_stops_waiting_leaves_nothing_behind(site: Site, issuer: VaultIssuer) -> None:
+    before, slow = site.roles(), order(kit.SLOW)
+    prepared = issuer.prepare(slow)
+    issuer._leased._link._timeout_s = 0.4
+    with pytest.raises(IssuerError) as late:
+        issuer.issue(slow, prepared)
+    assert late.value.happened is None
+    issuer._leased._link._timeout_s = 10
+    issuer.revoke(prepared)
+    assert gone(issuer, prepared)
+    assert site.bao.leases("database/creds/slow") == []
+    assert site.roles() == before
+
+
+# --- Namespaces (case 64) --------------------------------------------------------------------------------------------
+
+
+def test_in_a_namespace_and_when_it_is_deleted_nothing_is_called_gone(site: Site) -> None:
+    bao = site.bao
+    bao.ask("POST", "sys/namespaces/team", {})
+    bao.ask("POST", "team/sys/mounts/database", {"type": "database"})
+    site.connect_database("team/")
+    bao.ask("POST", "team/database/roles/readonly", bao.ask("GET", "database/roles/readonly")["data"])
+    link = Link(address=bao.address, namespace="team")
+    Setup(resources=[settings_of(kit.READONLY)], token_role="taskpass", max_ttl_s=7200).apply(link, bao.root)
+    token = {"policies": ["taskpass-broker"], "no_default_policy": True, "no_parent": True}
+    file = site.place / "team-token"
+    file.write_text(bao.ask("POST", "team/auth/token/create", token)["auth"]["client_token"])
+    vault = connect(address=bao.address, namespace="team", login=Login("token", file), now=wall)
+    issuer = VaultIssuer(vault=vault)
+
+    one, two = issue(issuer, order(kit.READONLY)), issue(issuer, order(kit.READONLY))
+    issuer.revoke(one.handle)
+    assert gone(issuer, one.handle)
+    assert one.values["username"] not in site.roles()
+
+    bao.ask("DELETE", "sys/namespaces/team")
+    for attempt in (issuer.status, issuer.revoke, issuer.close):
+        with pytest.raises(IssuerError):
+            attempt(two.handle)
 
 
 # --- Wrapping --------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ READONLY: Mapping[str, Any] = {"path": "database/creds/readonly"}
 SEVERED: Mapping[str, Any] = {**READONLY, "admin": "orders"}
 WRAPPED: Mapping[str, Any] = {**READONLY, "wrap_ttl_s": 60, "policy": "taskpass-readonly-wrapped"}
 WRITER: Mapping[str, Any] = {"path": "database/creds/writer"}
+SLOW: Mapping[str, Any] = {"path": "database/creds/slow"}  # takes the database a second
 CERTIFICATE: Mapping[str, Any] = {
     "path": "pki/issue/agents",
     "method": "write",
@@ -39,7 +40,7 @@ SSH: Mapping[str, Any] = {
 }
 PASSWORD_V2: Mapping[str, Any] = {"path": "secret/data/mail", "kv": 2}
 PASSWORD_V1: Mapping[str, Any] = {"path": "old/mail", "kv": 1}
-ALL = (READONLY, WRAPPED, WRITER, CERTIFICATE, UNLEASED, SSH, PASSWORD_V2, PASSWORD_V1)
+ALL = (READONLY, WRAPPED, WRITER, SLOW, CERTIFICATE, UNLEASED, SSH, PASSWORD_V2, PASSWORD_V1)
 
 _CREATE = "CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}' IN ROLE reader"
 
@@ -169,20 +170,11 @@ class Site:
             if f"{mount}/" in mounted:
                 bao.ask("DELETE", f"sys/mounts/{mount}")
             bao.ask("POST", f"sys/mounts/{mount}", {"type": kind, "options": options})
-        bao.ask(
-            "POST",
-            "database/config/orders",
-            {
-                "plugin_name": "postgresql-database-plugin",
-                "allowed_roles": "*",
-                "connection_url": f"postgresql://{{{{username}}}}:{{{{password}}}}@127.0.0.1:{pg.port}/postgres?sslmode=disable",
-                "username": "taskpass",
-                "password": "unused",
-            },
-        )
+        self.connect_database()
         role = {"db_name": "orders", "creation_statements": [_CREATE], "default_ttl": "10m", "max_ttl": "1h"}
         bao.ask("POST", "database/roles/readonly", role)
         bao.ask("POST", "database/roles/writer", {**role, "default_ttl": "1m"})
+        bao.ask("POST", "database/roles/slow", {**role, "creation_statements": ["SELECT pg_sleep(1)", _CREATE]})
         bao.ask("POST", "pki/root/generate/internal", {"common_name": "Test CA", "ttl": "10h"})
         domain = {"allowed_domains": "agents.internal", "allow_subdomains": True, "max_ttl": "2h"}
         bao.ask("POST", "pki/roles/agents", {**domain, "generate_lease": True})
@@ -193,8 +185,20 @@ class Site:
         bao.ask("POST", "secret/data/mail", {"data": {"user": "agent", "password": "s3cret-kv-two", "port": 465}})
         bao.ask("POST", "old/mail", {"password": "s3cret-kv-one"})
 
+    def connect_database(self, namespace: str = "") -> None:
+        """Let the database engine reach PostgreSQL."""
+        address = f"127.0.0.1:{self.postgres.port}/postgres?sslmode=disable"
+        config = {
+            "plugin_name": "postgresql-database-plugin",
+            "allowed_roles": "*",
+            "connection_url": f"postgresql://{{{{username}}}}:{{{{password}}}}@{address}",
+            "username": "taskpass",
+            "password": "unused",
+        }
+        self.bao.ask("POST", f"{namespace}database/config/orders", config)
+
     def new_broker_token(self, **more: object) -> str:
-        body = {"policies": ["taskpass-broker"], "no_default_policy": True, "ttl": "1h", "no_parent": True, **more}
+        body = {"policies": ["taskpass-broker"], "no_default_policy": True, "ttl": "1h", "no_parent": True} | more
         token: str = self.bao.ask("POST", "auth/token/create", body)["auth"]["client_token"]
         self.token_file.write_text(token)
         return token
