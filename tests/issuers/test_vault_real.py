@@ -237,9 +237,11 @@ def _while_it_is_made(site: Site) -> None:
     raise AssertionError("nothing is being made")
 
 
-def test_a_lease_that_vault_makes_under_a_session_revoked_meanwhile_is_not_called_gone(site: Site, slow: Order) -> None:
+def test_a_lease_that_vault_makes_under_a_session_revoked_meanwhile_is_not_called_gone(
+    site: Site, issuer: VaultIssuer
+) -> None:
     """OpenBao looks at the token when the request comes in, and not when it records the lease."""
-    issuer = site.issuer()
+    slow = order(kit.SLOW)
     prepared = issuer.prepare(slow)
     with ThreadPoolExecutor(1) as pool:
         making = pool.submit(issuer.issue, slow, prepared)
