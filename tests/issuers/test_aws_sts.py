@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from broker.sdk.testkit import FakeBroker
 from issuers import Ending, IssuerError, Minted, Order, Standing
-from issuers.aws_sts import TAGS_CLAIM, AwsStsIssuer, settings_of
+from issuers.aws_sts import TAGS_CLAIM, AwsStsIssuer, session_policy, settings_of
 from tests.issuers.api_server import Fault, Reply
 from tests.issuers.sts_server import NAMESPACE, ROLE, StsServer
 
@@ -153,6 +155,19 @@ def test_a_parameter_never_widens_the_policy(sts: StsServer, issuer: AwsStsIssue
         issuer.prepare(order(limited=("reports:read",), customer=value))
     assert refused.value.happened is False
     assert sts.asked == []
+
+
+@given(customer=st.text(max_size=12) | st.integers() | st.booleans())
+def test_whatever_the_parameter_is_the_policy_names_one_customer(customer: Any) -> None:
+    try:
+        policy = session_policy(order(limited=("reports:read",), customer=customer), settings_of(SETTINGS))
+    except IssuerError:
+        return
+    (statement,) = json.loads(policy)["Statement"]
+    named = statement["Resource"].removeprefix("arn:aws:s3:::reports/").removesuffix("/*")
+    assert named == (str(customer).lower() if isinstance(customer, bool) else str(customer))
+    assert named
+    assert not set(named) & set('*?${}/:"\\ ')
 
 
 @pytest.mark.parametrize(
