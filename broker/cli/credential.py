@@ -32,7 +32,7 @@ def credential() -> None:
 
 @credential.command()
 @click.argument("resource")
-@click.argument("actions", nargs=-1)
+@click.argument("actions", nargs=-1, required=True)
 @secret_options
 def aws(resource: str, actions: tuple[str, ...], params: tuple[str, ...], task: str | None, ttl: int | None) -> None:
     r"""An AWS session, as `credential_process` of an AWS profile wants it (JSON, version 1).
@@ -57,7 +57,7 @@ def aws(resource: str, actions: tuple[str, ...], params: tuple[str, ...], task: 
 
 @credential.command()
 @click.option("--resource", required=True, metavar="RESOURCE", help="Its audience, or its id.")
-@click.option("--action", "actions", multiple=True, metavar="ID", help="An action; repeatable.")
+@click.option("--action", "actions", multiple=True, required=True, metavar="ID", help="An action; repeatable.")
 @secret_options
 @click.option("--host", default="github.com", show_default=True, metavar="HOST", help="Answer for this host alone.")
 @click.option(
@@ -109,7 +109,7 @@ def git(
 
 @credential.command()
 @click.argument("resource")
-@click.argument("actions", nargs=-1)
+@click.argument("actions", nargs=-1, required=True)
 @secret_options
 def kube(resource: str, actions: tuple[str, ...], params: tuple[str, ...], task: str | None, ttl: int | None) -> None:
     r"""An ExecCredential, as an `exec` user of a kubeconfig wants it: a token, or a client certificate with its key.

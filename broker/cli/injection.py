@@ -33,15 +33,15 @@ class Wanted:
 
     @classmethod
     def of(cls, option: str, text: str) -> "Wanted":
-        """Of `NAME=RESOURCE [ACTION...] [PARAMETER=VALUE...]`. Raises Failure."""
+        """Of `NAME=RESOURCE ACTION... [PARAMETER=VALUE...]`. Raises Failure."""
         name, equals, rest = text.partition("=")
         words = rest.split()
-        if not equals or not _NAME.fullmatch(name) or not words:
-            raise Failure(
-                "usage", f"{option} {text!r}: write NAME=RESOURCE, or 'NAME=RESOURCE ACTION'.", exit_code=USAGE
-            )
         params = tuple(word for word in words[1:] if _PARAMETER.fullmatch(word))
-        return cls(name, words[0], tuple(word for word in words[1:] if word not in params), params)
+        actions = tuple(word for word in words[1:] if word not in params)
+        if not equals or not _NAME.fullmatch(name) or not actions:
+            message = f"{option} {text!r}: write 'NAME=RESOURCE ACTION...', in quotes."
+            raise Failure("usage", message, exit_code=USAGE)
+        return cls(name, words[0], actions, params)
 
 
 class Injection:

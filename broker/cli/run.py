@@ -50,14 +50,14 @@ class Interrupted(BaseException):
     "--secret",
     "secrets",
     multiple=True,
-    metavar="PREFIX=RESOURCE...",
-    help="A secret, in variables that begin with PREFIX; repeatable. After RESOURCE, its actions and NAME=VALUE.",
+    metavar="'PREFIX=RESOURCE ACTION...'",
+    help="A secret, in variables that begin with PREFIX; repeatable. Parameters follow as NAME=VALUE.",
 )
 @click.option(
     "--secret-file",
     "secret_files",
     multiple=True,
-    metavar="NAME=RESOURCE...",
+    metavar="'NAME=RESOURCE ACTION...'",
     help="A secret, in files (mode 0600, in memory where possible) of a directory named by the variable NAME; renewed "
     "before it ends, removed at the end.",
 )

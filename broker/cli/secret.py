@@ -29,7 +29,7 @@ def _format(ctx: click.Context, _: click.Parameter, value: str | None) -> str | 
 
 @command(short_help="Get one secret: a database login, a cloud key, a lease.")
 @click.argument("resource")
-@click.argument("actions", nargs=-1)
+@click.argument("actions", nargs=-1, required=True)
 @secret_options
 @click.option("--field", metavar="NAME", help="Print this member of it alone.")
 @click.option("--prefix", default="", metavar="NAME", help="With -o env: what the names of the variables begin with.")

@@ -77,7 +77,7 @@ def test_a_secret_in_variables(url: str, forget: Path) -> None:
 
 def test_several_secrets_and_a_token(url: str) -> None:
     show = python("import os; print(' '.join(sorted(n for n in os.environ if n[:2] in ('A_', 'B_') or 'ACCESS' in n)))")
-    options = ["--secret", "A_=a", "--secret", "B_=b", "--resource", "https://invoices.test"]
+    options = ["--secret", "A_=a x", "--secret", "B_=b x", "--resource", "https://invoices.test"]
     code, out, _ = finished(start(url, options, *show))
     assert (code, out) == (0, "A_PASSWORD A_USERNAME B_PASSWORD B_USERNAME TASKPASS_ACCESS_TOKEN\n")
 
@@ -106,7 +106,7 @@ def test_without_a_runtime_directory_files_are_in_shared_memory(url: str, monkey
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     if not os.access("/dev/shm", os.W_OK):
         pytest.skip("there is no shared memory here")
-    code, out, _ = finished(start(url, ["--secret-file", "DB=orders-db"], *python(READ)))
+    code, out, _ = finished(start(url, ["--secret-file", "DB=orders-db orders:read"], *python(READ)))
     assert code == 0
     assert out.startswith("/dev/shm/taskpass-")
     assert not Path(out.splitlines()[0]).exists()
@@ -117,7 +117,7 @@ WAIT = "import os, signal\nprint(os.environ['DB'], flush=True)\nwhile True: sign
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_files_are_gone_after_a_signal(url: str, forget: Path, number: signal.Signals) -> None:
-    process = start(url, ["--secret-file", "DB=orders-db"], *python(WAIT))
+    process = start(url, ["--secret-file", "DB=orders-db orders:read"], *python(WAIT))
     assert process.stdout is not None
     assert Path(process.stdout.readline().strip(), "password").exists()
     process.send_signal(number)
@@ -128,8 +128,8 @@ def test_files_are_gone_after_a_signal(url: str, forget: Path, number: signal.Si
 
 def test_files_are_gone_when_the_command_dies_or_is_not_there(url: str, forget: Path) -> None:
     killed = python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    assert finished(start(url, ["--secret-file", "DB=orders-db"], *killed))[0] == 128 + signal.SIGKILL
-    assert finished(start(url, ["--secret-file", "DB=orders-db"], "/nonexistent"))[0] == 127
+    assert finished(start(url, ["--secret-file", "DB=orders-db orders:read"], *killed))[0] == 128 + signal.SIGKILL
+    assert finished(start(url, ["--secret-file", "DB=orders-db orders:read"], "/nonexistent"))[0] == 127
     assert list(forget.iterdir()) == []
 
 
@@ -147,13 +147,13 @@ def test_files_are_renewed_as_a_whole(url: str, forget: Path, monkeypatch: pytes
         "second = pair()\n"
         "assert second[0] != first[0] and second[1] != first[1]"
     )
-    assert finished(start(url, ["--secret-file", "DB=orders-db"], *python(until_changed))) == (0, "", "")
+    assert finished(start(url, ["--secret-file", "DB=orders-db orders:read"], *python(until_changed))) == (0, "", "")
     assert list(forget.iterdir()) == []
 
 
 def test_a_refusal_runs_nothing_leaves_nothing_and_ends_the_task(url: str, forget: Path, tmp_path: Path) -> None:
     FAKE.refuse(PATH, 403, code="access_denied", outcome="approval", detail="Ask.", approval={"id": "apr_1"})
-    code, _, err = finished(start(url, ["--secret-file", "DB=orders-db"], "touch", str(tmp_path / "ran")))
+    code, _, err = finished(start(url, ["--secret-file", "DB=orders-db orders:read"], "touch", str(tmp_path / "ran")))
     assert code == 5
     assert "apr_1" in err
     assert not (tmp_path / "ran").exists()
@@ -169,7 +169,7 @@ def test_no_secret_is_in_arguments_or_output(url: str) -> None:
         "    assert secret not in open(f'/proc/{pid}/cmdline').read()\n"
         "print(secret)"
     )
-    code, out, err = finished(start(url, ["--secret", "DB_=orders-db", "-v"], *python(look)))
+    code, out, err = finished(start(url, ["--secret", "DB_=orders-db orders:read", "-v"], *python(look)))
     assert code == 0, err
     assert out.strip() not in err
 
@@ -178,13 +178,13 @@ def test_no_secret_is_in_arguments_or_output(url: str) -> None:
     ("options", "said"),
     [
         ([], "Give --resource"),
-        (["--secret", "DB_"], "write NAME=RESOURCE"),
-        (["--secret", "=orders-db"], "write NAME=RESOURCE"),
-        (["--secret", "1X=orders-db"], "write NAME=RESOURCE"),
-        (["--secret-file", "DB= "], "write NAME=RESOURCE"),
-        (["--secret", "DB=a", "--secret-file", "DB=b"], "both be called DB"),
-        (["--secret", "DB=a", "--scope", "x"], "give its --resource"),
-        (["--secret", "DB=a", "--write-token", "t"], "give its --resource"),
+        (["--secret", "DB_=orders-db"], "write 'NAME=RESOURCE ACTION"),
+        (["--secret", "=orders-db x"], "write 'NAME=RESOURCE ACTION"),
+        (["--secret", "1X=orders-db x"], "write 'NAME=RESOURCE ACTION"),
+        (["--secret-file", "DB= "], "write 'NAME=RESOURCE ACTION"),
+        (["--secret", "DB=a x", "--secret-file", "DB=b x"], "both be called DB"),
+        (["--secret", "DB=a x", "--scope", "x"], "give its --resource"),
+        (["--secret", "DB=a x", "--write-token", "t"], "give its --resource"),
     ],
 )
 def test_wrong_usage_opens_no_task(url: str, options: list[str], said: str) -> None:

@@ -74,27 +74,28 @@ def test_json_has_all_about_it(fake: FakeBroker, run: Run) -> None:
     assert body["values"] == {"username": "u'1", "password": "p w$"}
     assert body["handle"]["name"].startswith("fake-")
     assert {"id", "task", "expires_at", "decision_id", "seq", "ending"} <= body.keys()
-    assert yaml.safe_load(run("secret", "db", "-o", "yaml").out)["values"]["password"] == "p w$"
-    assert run("secret", "db", "-o", "name").out.startswith("grt_")
+    assert yaml.safe_load(run("secret", "db", "orders:read", "-o", "yaml").out)["values"]["password"] == "p w$"
+    assert run("secret", "db", "orders:read", "-o", "name").out.startswith("grt_")
 
 
 def test_a_shell_reads_it_back_unchanged(fake: FakeBroker, run: Run) -> None:
-    lines = run("secret", "db", "-o", "env", "--prefix", "DB_").out
+    lines = run("secret", "db", "orders:read", "-o", "env", "--prefix", "DB_").out
     script = f'{lines}\nprintf "%s|%s" "$DB_USERNAME" "$DB_PASSWORD"'
     assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == "u'1|p w$"
-    assert "--prefix" in run("secret", "db", "-o", "env", "--prefix", "A B", code=2).err
+    assert "ACTIONS" in run("secret", "db", code=2).err
+    assert "--prefix" in run("secret", "db", "orders:read", "-o", "env", "--prefix", "A B", code=2).err
 
 
 def test_one_member_alone(fake: FakeBroker, run: Run) -> None:
-    assert run("secret", "db", "--field", "password").out == "p w$\n"
-    told = run("secret", "db", "--field", "pin", code=1)
+    assert run("secret", "db", "orders:read", "--field", "password").out == "p w$\n"
+    told = run("secret", "db", "orders:read", "--field", "pin", code=1)
     assert "no pin, but username, password" in told.err
     assert "p w$" not in told.err
 
 
 def test_the_task_of_a_run_is_taken_over(fake: FakeBroker, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TASKPASS_TASK", "tsk_9")
-    run("secret", "db")
+    run("secret", "db", "orders:read")
     assert asked(fake)["task"] == "tsk_9"
 
 
@@ -114,25 +115,25 @@ def test_refusals_have_their_exit_codes(
     fake: FakeBroker, run: Run, status: int, body: dict[str, Any], code: int
 ) -> None:
     fake.refuse(PATH, status, decision_id="dec_1", **body)
-    told = run("secret", "db", "-o", "json", code=code)
+    told = run("secret", "db", "orders:read", "-o", "json", code=code)
     assert told.out == ""
     assert told.error["decision_id"] == "dec_1"
 
 
 def test_an_answer_that_is_none_shows_no_secret(fake: FakeBroker, run: Run) -> None:
     fake.refuse(PATH, 201, id="grt_1", values={"password": "hush"}, expires_at="never")
-    assert "hush" not in run("secret", "db", code=1).err
+    assert "hush" not in run("secret", "db", "orders:read", code=1).err
 
 
 def test_debug_shows_no_secret(fake: FakeBroker, run: Run) -> None:
-    told = run("secret", "db", "--field", "username", "-v")
+    told = run("secret", "db", "orders:read", "--field", "username", "-v")
     assert "POST" in told.err
     assert "p w$" not in told.err
     assert "fake.identity" not in told.err
 
 
 def test_one_is_looked_at_and_given_back(fake: FakeBroker, run: Run) -> None:
-    made = run("secret", "db", "-o", "name").out.strip()
+    made = run("secret", "db", "orders:read", "-o", "name").out.strip()
     assert run("credential", "show", made, "-o", "json").json["state"] == "live"
     assert "revoked" in run("credential", "revoke", made).out
     assert "password" not in run("credential", "show", made).out
@@ -165,8 +166,8 @@ def test_aws_gets_what_a_credential_process_says(fake: FakeBroker, run: Run) -> 
         "SessionToken": "st",
     }
     fake.secret_values["bucket"] = {"access_key": "AKIAX", "secret_key": "s"}  # as Vault calls them
-    assert "SessionToken" not in run("credential", "aws", "bucket").json
-    told = run("credential", "aws", "db", code=1)
+    assert "SessionToken" not in run("credential", "aws", "bucket", "x:read").json
+    told = run("credential", "aws", "db", "x:read", code=1)
     assert "no access_key_id or access_key" in told.err
     assert told.out == ""
 
@@ -230,13 +231,13 @@ def test_git_gets_nothing_for_anybody_else(
     fake: FakeBroker, run: Run, monkeypatch: pytest.MonkeyPatch, operation: str, said: str
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(said))
-    told = run("credential", "git", "--resource", "repos", operation)
+    told = run("credential", "git", "--resource", "repos", "--action", "repo:read", operation)
     assert (told.out, told.err) == ("", "")
     assert fake.requests == []
 
 
 def test_git_may_name_the_repository(fake: FakeBroker, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    asking = ("credential", "git", "--resource", "repos", "--repository-param", "repository", "get")
+    asking = ("credential", "git", "--resource", "repos", "--action", "x", "--repository-param", "repository", "get")
     monkeypatch.setattr("sys.stdin", io.StringIO("protocol=https\nhost=github.com\npath=acme/007.git\n"))
     run(*asking)
     assert asked(fake)["parameters"] == {"repository": "007"}
@@ -249,7 +250,7 @@ def test_a_secret_with_a_line_break_does_not_reach_git(
 ) -> None:
     fake.secret_values["repos"] = {"token": "a\nurl=https://evil.example"}
     monkeypatch.setattr("sys.stdin", io.StringIO("protocol=https\nhost=github.com\n"))
-    assert run("credential", "git", "--resource", "repos", "get", code=1).out == "quit=1\n"
+    assert run("credential", "git", "--resource", "repos", "--action", "repo:read", "get", code=1).out == "quit=1\n"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -291,12 +292,12 @@ def test_kubectl_gets_a_token_or_a_certificate(fake: FakeBroker, run: Run, monke
     assert body["status"]["expirationTimestamp"].endswith("Z")
     fake.secret_values["cluster"] = {"certificate": "CERT\n", "private_key": "KEY\n", "ca_chain": "CA\n"}
     monkeypatch.setenv("KUBERNETES_EXEC_INFO", '{"apiVersion": "client.authentication.k8s.io/v1beta1", "spec": {}}')
-    body = run("credential", "kube", "cluster").json
+    body = run("credential", "kube", "cluster", "x:read").json
     assert body["apiVersion"] == "client.authentication.k8s.io/v1beta1"
     assert body["status"].items() >= {"clientCertificateData": "CERT\nCA", "clientKeyData": "KEY\n"}.items()
     for wrong in ("{", "[]", '{"apiVersion": "client.authentication.k8s.io/v1alpha1"}'):
         monkeypatch.setenv("KUBERNETES_EXEC_INFO", wrong)
-        assert run("credential", "kube", "cluster", code=2).out == ""
+        assert run("credential", "kube", "cluster", "x:read", code=2).out == ""
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
@@ -384,7 +385,7 @@ def _self_signed(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def test_getting_a_secret_needs_no_http_stack_and_no_models(fake: FakeBroker) -> None:
     code = (
-        "import sys; sys.argv = ['taskpass', 'credential', 'aws', 'bucket']\n"
+        "import sys; sys.argv = ['taskpass', 'credential', 'aws', 'bucket', 'x:read']\n"
         "from broker.cli import main\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code == 0\n"
