@@ -111,9 +111,14 @@ async def running(
     watch = _Watch(ledger)
     writer = Writer(ledger=ledger, loop=asyncio.get_running_loop(), on_commit=committed, on_stop=watch.stopped)
     feed = Feed(ledger=ledger, writer=writer, now=now) if Role.CONTROL in role else None
-    process = _assemble(
-        config, role, ledger=ledger, writer=writer, feed=feed, unusable=watch.unusable, now=now, issuers=issuers or {}
-    )
+    try:
+        process = _assemble(
+            config, role, ledger=ledger, writer=writer, feed=feed, unusable=watch.unusable, now=now, issuers=issuers
+        )
+    except BaseException:
+        await writer.close()
+        ledger.close()
+        raise
     entry = _Entry(process, role=role, alone=config.ledger.url is None, now=now)
     upkeep = Upkeep([*_chores(config, process, role), Chore("entry", 1.0, entry.make), Chore("look", 1.0, watch.look)])
     try:
@@ -161,7 +166,7 @@ def _assemble(
     feed: Feed | None,
     unusable: "asyncio.Future[LedgerStopped]",
     now: Now,
-    issuers: Issuers,
+    issuers: Issuers | None,
 ) -> Process:
     iss, host_now, now = config.issuer, now, _ledger_time(ledger, now)
     keyring = Keyring(ledger=ledger, sealer=sealer_of(config), now=now)
@@ -177,7 +182,7 @@ def _assemble(
         return keyring.signer(kid or ledger.head.active_kid).sign(typ, dict(claims))
 
     around = Surroundings(iss=iss, sign=sign, now=now, ledger=ledger.origin)
-    issuers = {**open_issuers(config, around), **issuers}
+    issuers = {**open_issuers(config, around), **(issuers or {})}
     backends = backends_of(issuers, config)
     proofs = Proofs(ledger=ledger, origin=ledger.origin, key=keyring.checkpoint_key)
     admin = Admin(
