@@ -30,6 +30,7 @@ GROUPS = {
     "ledger": "a ledger of a million events",
     "cli": "a token from a cold command",
     "secret_postgres": "a PostgreSQL login against the bare statements",
+    "secret_vault": "a lease of a database login against Vault's own",
     "steps": "the cost of each step of the pipeline",
     "curves": "how cost grows",
 }

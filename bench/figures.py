@@ -53,6 +53,7 @@ FIGURES = {
         Figure("ledger_open_1m_s", "s", at_most=2, below=True),
         Figure("cli_token_ms", "ms", at_most=250, below=True),
         Figure("secret_postgres_overhead", "% over the bare statements", at_most=25, below=True),
+        Figure("secret_vault_overhead", "% over the bare lease", at_most=15, below=True),
     )
 }
 

@@ -5,23 +5,19 @@ transaction and the verifier computed for it, in turns with requests to `taskpas
 commits of the ledger for each credential, and a PostgreSQL that is as durable. One at a time: no queue is compared.
 """
 
-import http.client
-import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from statistics import median, quantiles
-from time import perf_counter
+from statistics import median
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import yaml
 
-from bench.assertions import assertion
 from bench.run import Run
+from bench.secret_calls import above, asking, in_turns
 from bench.serving import serving
-from bench.site import SCOPE, Site, agent_name
+from bench.site import Site
 from demo.postgres import Server, binaries
 from issuers.postgres import server_of, setup_sql
 
@@ -39,8 +35,8 @@ def measure(run: Run) -> None:
     with _database() as dsn:
         _name_the_issuer(site, dsn)
         with serving(site, core=run.server_core), psycopg.connect(dsn, autocommit=True) as bare:
-            ours, theirs, fresh = _in_turns(run, _asking(site), lambda: _bare(bare), lambda: _fresh(dsn))
-    p50, p99 = (_above(percentile, ours, theirs) for percentile in (50, 99))
+            ours, theirs, fresh = in_turns(run, asking(site), lambda: _bare(bare), lambda: _fresh(dsn))
+    p50, p99 = (above(percentile, ours, theirs) for percentile in (50, 99))
     run.book.figure(
         FIGURE,
         p50,
@@ -75,37 +71,6 @@ def _name_the_issuer(site: Site, dsn: str) -> None:
     path.write_text(yaml.safe_dump(resources), encoding="utf-8")
 
 
-def _in_turns(run: Run, *calls: Callable[[], None]) -> tuple[list[float], ...]:
-    """Milliseconds of each call, one of each in every round. The first rounds warm everything up."""
-    warm, rounds = 20, run.times(300, 60)
-    times: tuple[list[float], ...] = tuple([] for _ in calls)
-    for number in range(warm + rounds):
-        for call, found in zip(calls, times, strict=True):
-            start = perf_counter()
-            call()
-            if number >= warm:
-                found.append((perf_counter() - start) * 1000)
-    return times
-
-
-def _asking(site: Site) -> Callable[[], None]:
-    """A request for one credential, in a session that was opened before."""
-    where = urlsplit(site.issuer)
-    connection = http.client.HTTPConnection(str(where.hostname), where.port)
-
-    def post(path: str, bearer: str, body: dict[str, Any]) -> dict[str, Any]:
-        headers = {"Authorization": f"Bearer {bearer}", "Content-Type": "application/json"}
-        connection.request("POST", path, json.dumps(body), headers)
-        response = connection.getresponse()
-        answer: dict[str, Any] = json.loads(response.read())
-        if response.status != 201:
-            raise RuntimeError(f"{path} answered {response.status}: {answer}")
-        return answer
-
-    session = post("/v1/sessions", assertion(agent_name(0), site.issuer), {})["session_token"]
-    return lambda: post("/v1/credentials", session, {"resource": "records", "actions": [SCOPE]}) and None
-
-
 def _bare(session: psycopg.Connection[Any]) -> None:
     role, password = f"bare_{secrets.token_hex(8)}", secrets.token_urlsafe(32)
     verifier = session.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
@@ -115,8 +80,3 @@ def _bare(session: psycopg.Connection[Any]) -> None:
 def _fresh(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as session:
         _bare(session)
-
-
-def _above(percentile: int, ours: list[float], theirs: list[float]) -> float:
-    mine, bare = (quantiles(times, n=100)[percentile - 1] for times in (ours, theirs))
-    return (mine / bare - 1) * 100

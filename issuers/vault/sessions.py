@@ -14,7 +14,9 @@ from issuers.vault.login import LoggedIn, Login, Now
 from issuers.vault.settings import VaultSettings
 
 UNCLAIMED_S: Final = 300
-"""The longest that a session lives when nothing is leased under it, since its accessor may have got lost."""
+"""How long a session lives when nothing is leased under it, since its accessor may have got lost; and how much longer
+than its last grant, so that not every grant costs a renewal. Never longer than its task.
+"""
 
 MARK: Final = "taskpass"
 """The member of a session's metadata that says whose it is."""
@@ -65,8 +67,8 @@ class Sessions:
         """One for this order alone. Raises IssuerError."""
         now = self._now() // 1000
         ends = max(order.exp, order.deadline or 0)
-        ttl = min(order.exp - now, UNCLAIMED_S)
-        if ttl <= 0:
+        ttl = min(ends - now, UNCLAIMED_S)
+        if order.exp <= now:
             raise IssuerError("The order has expired.", happened=False)
         body = {
             "policies": [settings.policy],
@@ -124,7 +126,7 @@ class Sessions:
             return self._renewed(accessor, until)
         with session.renewing:
             if session.until < until:
-                session.until = self._renewed(accessor, min(until, session.ends))
+                session.until = self._renewed(accessor, min(until + UNCLAIMED_S, session.ends))
             return session.until
 
     def _renewed(self, accessor: str, until: int) -> int:
