@@ -41,6 +41,7 @@ TABLE = {
         "serve": ("broker.cli.server:serve", "Run the broker."),
         "db": ("broker.cli.db:db", "Create or upgrade the ledger's database."),
         "vault-setup": ("broker.cli.vault_setup:vault_setup", "Print, or apply, what the broker needs at Vault."),
+        "postgres-setup": ("broker.cli.postgres_setup:postgres_setup", "Print what the broker needs at PostgreSQL."),
         "registry": ("broker.cli.offline:registry", "Check registry files."),
         "policy": ("broker.cli.offline:policy", "Check, test and tabulate policies."),
         "doctor": ("broker.cli.doctor:doctor", "Find out what is wrong, and what to do about it."),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from broker.cli.configured import issuer_named
 from broker.cli.context import configuration_file
 from broker.cli.errors import USAGE, Failure
 from broker.cli.options import command
@@ -41,7 +42,7 @@ def vault_setup(config_path: Path | None, name: str | None, wanted: bool, operat
     if wanted != (operator_token_file is not None):
         raise Failure("usage", "--apply and --operator-token-file go together.", exit_code=USAGE)
     config = load_config(config_path or configuration_file())
-    name = _named(config, name)
+    name = issuer_named(config, "vault", name)
     setup = _setup(config, name)
     if operator_token_file is not None:
         _apply(config, name, setup, operator_token_file)
@@ -56,17 +57,6 @@ def _answer(setup: "Setup", *, applied: bool) -> None:
     told = f"Applied: {plural(len(steps), 'write')}." if applied else commands(steps).rstrip("\n")
     body = {"applied": applied, "steps": rows}
     Output.current().one(body, human=lambda: told, name=lambda: "\n".join(step.path for step in steps))
-
-
-def _named(config: "Config", name: str | None) -> str:
-    """The issuer that is meant. Raises Failure."""
-    known = [each for each, section in config.issuers.items() if section.kind == "vault"]
-    if name is None and len(known) == 1:
-        return known[0]
-    if name is None or name not in known:
-        listed = f"configured are {', '.join(known)}" if known else "none is configured ([issuers.NAME], kind = vault)"
-        raise Failure("usage", f"Which issuer of kind vault? {listed}.", exit_code=USAGE, next="Give --issuer NAME.")
-    return name
 
 
 def _setup(config: "Config", name: str) -> "Setup":
