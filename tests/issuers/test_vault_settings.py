@@ -1,5 +1,6 @@
 """What a resource and a configuration may say of Vault, and the least policy that follows from it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from issuers import Ending, IssuerError
 from issuers.vault import Setup, VaultIssuer, issuer_of, policy_for, settings_of
 from issuers.vault.setup import broker_policy, commands
 from issuers.vault.sever import Severer
+from tests.issuers.api_server import ApiServer, Asked, Reply
 from tests.issuers.harness import new_order
 
 DATABASE: dict[str, Any] = {"path": "database/creds/readonly"}
@@ -159,6 +161,48 @@ def test_a_proof_that_is_not_one_token_is_not_sent(tmp_path: Path, content: str)
     with pytest.raises(IssuerError, match="proof for Vault") as refused:
         issuer.prepare(new_order(now_s=0, ttl_s=60, settings=DATABASE))
     assert refused.value.happened is False
+
+
+class Logins(ApiServer):
+    """Answers every login, and refuses all else."""
+
+    def act(self, asked: Asked) -> Reply:
+        if asked.path.endswith("/login"):
+            return Reply(200, b'{"auth": {"client_token": "t", "lease_duration": 600, "renewable": true}}')
+        return Reply(403, b'{"errors": ["permission denied"]}')
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "body"),
+    [
+        ({"login": "jwt"}, "auth/jwt/login", {"role": "broker", "jwt": "proof"}),
+        ({"login": "kubernetes"}, "auth/kubernetes/login", {"role": "broker", "jwt": "proof"}),
+        (
+            {"login": "kubernetes", "login_mount": "cluster-2"},
+            "auth/cluster-2/login",
+            {"role": "broker", "jwt": "proof"},
+        ),
+        ({"login": "approle"}, "auth/approle/login", {"role_id": "broker", "secret_id": "proof"}),
+    ],
+)
+def test_each_method_logs_in_its_own_way_and_again_when_refused(
+    options: dict[str, Any], path: str, body: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "proof").write_text("proof\n")
+    with Logins() as server:
+        more = {
+            "address": server.url,
+            "login_file": str(tmp_path / "proof"),
+            "login_role": "broker",
+            "namespace": "team",
+        }
+        issuer = issuer_of(more | options, name="tests", now=lambda: 0)
+        with pytest.raises(IssuerError, match="permit"):
+            issuer.prepare(new_order(now_s=0, ttl_s=60, settings=DATABASE))
+        logins = [asked for asked in server.asked if asked.path.endswith("/login")]
+        assert [(asked.path, json.loads(asked.body)) for asked in logins] == [(f"/v1/{path}", body)] * 2
+        assert {asked.headers["x-vault-namespace"] for asked in server.asked} == {"team"}
+        assert len(server.asked) == 4  # once each, and once more: never in a loop
 
 
 def test_an_admin_connection_that_fails_shows_nothing_of_its_address(tmp_path: Path) -> None:
