@@ -225,7 +225,7 @@ def sweep(site: Site) -> None:
 
 
 def test_an_orphan_is_ended_once_it_is_certain_to_be_one(site: Site):
-    body = site.granted()
+    body = site.granted(task=site.broker.open_task("data-bot", deadline_seconds=600))
     site.backend.logins |= {"tp_0badf00d_7": "x", "somebody_elses": "y"}
     sweep(site)
     site.clock.forward(60)
@@ -295,10 +295,11 @@ def test_57_an_intent_without_an_outcome_is_revoked_at_the_next_start(site: Site
     assert state == "issuing"
     site.broker.close()
     site.start()
-    assert site.last()[0] == "revoking"
-    site.settle()
-    assert site.backend.logins == {}
-    assert site.last()[0] == "revoking"  # gone, but a call of the dead process may still arrive there
+    if site.home.config.ledger.url is None:  # where brokers share a ledger, it may be another one's that still runs
+        assert site.last()[0] == "revoking"
+        site.settle()
+        assert site.backend.logins == {}
+        assert site.last()[0] == "revoking"  # gone, but a call of the dead process may still arrive there
     site.clock.forward(66)
     site.settle()
     assert site.last() == ("revoked", jti)
