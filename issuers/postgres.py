@@ -147,6 +147,7 @@ class PostgresIssuer:
             self._close_door(session, role)
             self._end_sessions(session, found.oid, gone=False)
             self._clear(session, role, found.oid)
+            self._end_sessions(session, found.oid, gone=False)  # one may have been let in just before the door closed
             try:
                 session.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
             except psycopg.errors.DependentObjectsStillExist:

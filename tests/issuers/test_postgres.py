@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,32 @@ def test_open_sessions_are_ended_while_they_work(at: PostgresHarness) -> None:
     with pytest.raises(psycopg.OperationalError):
         idle.execute("SELECT 1")
     assert at.issuer.status(minted.handle).standing is Standing.GONE
+    assert at.existing() == set()
+
+
+def test_nobody_slips_in_while_the_door_closes(at: PostgresHarness) -> None:
+    """Whoever was authenticated a moment before is in no list of sessions yet."""
+
+    def storm(minted: Minted) -> list[psycopg.Connection[tuple[Any, ...]]]:
+        sessions = []
+        with suppress(psycopg.OperationalError):
+            while True:
+                sessions.append(opened(minted))
+        return sessions
+
+    for _ in range(3):
+        minted = issued(at, connection_limit=1_000)
+        with ThreadPoolExecutor() as pool:
+            storms = [pool.submit(storm, minted) for _ in range(4)]
+            while at.sessions_of(minted.values["username"]) < 4:
+                threading.Event().wait(0.005)
+            at.issuer.revoke(minted.handle)
+            sessions = [session for each in storms for session in each.result(20)]
+        for session in sessions:
+            with pytest.raises(psycopg.OperationalError):
+                session.execute("SELECT 1")
+            session.close()
+        assert at.issuer.status(minted.handle).standing is Standing.GONE
     assert at.existing() == set()
 
 
