@@ -98,7 +98,9 @@ class Reconciler:
         for name, backend in self._backends.items():
             try:
                 await self._sweep(name, backend)
-            except (IssuerError, Busy, StillRunning) as error:
+            except LedgerUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001  (one backend that cannot be searched hides no other's orphans)
                 log.warning("orphans_unknown", issuer=name, error=_sentence(error))
 
     async def stop(self) -> None:
@@ -180,11 +182,13 @@ class Reconciler:
     # --- Orphans ------------------------------------------------------------------------------------------------------
 
     async def _sweep(self, name: str, backend: Backend) -> None:
-        found = await backend.ending.run(lambda: list(backend.issuer.orphans()))
-        with self._ledger.read() as r:
-            known = list(recorded_handles(r, name))
+        def search() -> list[Handle]:
+            found = list(backend.issuer.orphans())
+            with self._ledger.read() as r:  # after the search: what was being made meanwhile is on record now
+                return unknown(found, recorded_handles(r, name))
+
+        unowned = {_key(handle): handle for handle in await backend.ending.run(search)}
         since, now = self._orphans[name].since, self._now()
-        unowned = {_key(handle): handle for handle in await asyncio.to_thread(unknown, found, known)}
         for key in since.keys() - unowned.keys():
             del since[key]
         old = [handle for key, handle in unowned.items() if now - since.setdefault(key, now) >= _ORPHAN_AGE_MS]

@@ -250,11 +250,13 @@ def test_an_orphan_that_resists_is_tried_at_every_sweep(site: Site):
 
 
 def test_a_backend_that_cannot_be_searched_is_left_for_the_next_sweep(site: Site, monkeypatch: pytest.MonkeyPatch):
-    def refuses() -> Any:
-        raise IssuerError("The backend is sealed.")
+    for error in (IssuerError("The backend is sealed."), RuntimeError("a bug")):
 
-    monkeypatch.setattr(site.issuer, "orphans", refuses)
-    sweep(site)
+        def refuses(error: Exception = error) -> Any:
+            raise error
+
+        monkeypatch.setattr(site.issuer, "orphans", refuses)
+        sweep(site)
 
 
 def test_which_handles_nobody_owns():
