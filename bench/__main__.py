@@ -29,6 +29,8 @@ GROUPS = {
     "verification": "the SDK's verification, first and again",
     "ledger": "a ledger of a million events",
     "cli": "a token from a cold command",
+    "secret_postgres": "a PostgreSQL login against the bare statements",
+    "secret_vault": "a lease of a database login against Vault's own",
     "steps": "the cost of each step of the pipeline",
     "postgres": "PostgreSQL against SQLite, and several brokers on one",
     "redis": "from a kill to the last verifier at another broker, with Redis gone",

@@ -57,6 +57,8 @@ FIGURES = {
         Figure("kill_cross_p90_ms", "ms", at_most=50, below=True),
         Figure("kill_no_redis_p99_ms", "ms", at_most=1_000, below=True),
         Figure("failover_s", "s", at_most=2, below=True),
+        Figure("secret_postgres_overhead", "% over the bare statements", at_most=25, below=True),
+        Figure("secret_vault_overhead", "% over the bare lease", at_most=15, below=True),
     )
 }
 

@@ -96,7 +96,8 @@ def table(counts: Sequence[int], costs: Costs = COSTS) -> str:
 
 def measure() -> Costs:
     """The two costs on this machine, from real issuances in batches of 1 and of 128."""
-    from tests.ledger.postgres import PostgresMade, Server, binaries
+    from demo.postgres import Server, binaries
+    from tests.ledger.postgres import PostgresMade
     from tests.ledger.test_postgres_faults import issue
 
     folder = binaries()

@@ -1,4 +1,5 @@
-"""The composition root: it alone puts issuers, engines and verbs together into a process. Stores come from `stores`.
+"""The composition root: it alone puts issuers, engines and verbs together into a process. Stores come from `stores`,
+issuers of secrets from `issuing`.
 
 async with running(config, role=...) as process:
     process.app                 the ASGI application of a token worker, of the control process, or of both in one
@@ -13,6 +14,7 @@ import structlog
 
 from broker.config import Config
 from broker.errors import ConfigurationInvalid
+from broker.issuing import Issuers, Surroundings, backends_of, open_issuers, settings_problems, signs_in_threads
 from broker.ledger import LedgerStopped, LedgerUnavailable, Now, OpenLedger
 from broker.ledger.archive import Archive, Archivist
 from broker.ledger.kept import Kept
@@ -21,9 +23,11 @@ from broker.ledger.spool import Spool
 from broker.ledger.writer import Writer
 from broker.rules import RulesInForce
 from broker.safekeeping import Safekeeping
-from broker.service import Admin, Broker, Callers, Evidence, Issuance, KillSwitch, Refusals, Tasks
+from broker.service import Admin, Broker, Callers, Credentials, Evidence, Issuance, KillSwitch, Refusals, Tasks
 from broker.service.asks import TokenRequest
 from broker.service.issuance import TokenAnswer
+from broker.service.reconciler import Reconciler
+from broker.service.steps import Steps
 from broker.service.task_facts import TaskFactsReader
 from broker.signals import Signals
 from broker.signals.attempts import Attempts
@@ -147,13 +151,22 @@ def _lay_ground(config: Config, *, role: Role, now: Now, name: str) -> _Ground:
 
 @asynccontextmanager
 async def running(
-    config: Config, *, role: Role = Role.ALL, now: Now = wall_clock, name: str = ""
+    config: Config, *, role: Role = Role.ALL, now: Now = wall_clock, name: str = "", issuers: Issuers | None = None
 ) -> AsyncIterator[Process]:
-    """One broker process on an existing ledger, until the context ends. Raises what keeps it from starting."""
+    """One broker process on an existing ledger, until the context ends. Raises what keeps it from starting.
+
+    `issuers` of secrets stand beside those of the configuration.
+    """
     ground = _lay_ground(config, role=role, now=now, name=name)
     ledger, writer, feed, signals, watch = ground.ledger, ground.writer, ground.feed, ground.signals, ground.watch
-    process = _assemble(config, ground, role=role)
-    entry = Entry(process, role=role, now=ground.now)
+    try:
+        process = _assemble(config, ground, role=role, issuers=issuers or {})
+    except BaseException:
+        await writer.close()
+        await asyncio.to_thread(watch.spans.close)
+        ledger.close()
+        raise
+    entry = Entry(process, role=role, alone=config.ledger.url is None, now=ground.now)
     chores = [*_chores(config, process, role), Chore("entry", 1.0, entry.make), Chore("look", 1.0, ground.look)]
     chores += [] if Role.CONTROL in role else [Chore("report", EVERY_S, watch.report)]
     upkeep = Upkeep(chores, failed=watch.metrics.chore_failed)
@@ -165,6 +178,7 @@ async def running(
         yield process
     finally:
         await upkeep.stop()
+        await process.reconciler.stop()
         await signals.close()
         if feed is not None:
             await feed.stop()
@@ -177,7 +191,7 @@ async def running(
         ledger.close()
 
 
-def _assemble(config: Config, ground: _Ground, *, role: Role) -> Process:
+def _assemble(config: Config, ground: _Ground, *, role: Role, issuers: Issuers) -> Process:
     ledger, writer, rules, feed, watch = ground.ledger, ground.writer, ground.rules, ground.feed, ground.watch
     iss, host_now, now = config.issuer, ground.now, _ledger_time(ledger, ground.now)
     keyring = keyring_of(config, ledger, now=now)
@@ -186,6 +200,10 @@ def _assemble(config: Config, ground: _Ground, *, role: Role) -> Process:
     spool = Spool.open(config.ledger.side_file(".spool")) if feed is not None else None
     following = feed or Feed(ledger=ledger, writer=writer, now=now)
     provisional = ProvisionalKills(writer=writer, feed=following, spool=spool, stops=stops, now=now)
+    facts = TaskFactsReader(ledger=ledger)
+    around = Surroundings(iss=iss, sign=signs_in_threads(keyring, ledger), now=now, ledger=ledger.origin)
+    issuers = {**open_issuers(config, around), **issuers}
+    backends = backends_of(issuers, config)
     archive = None if config.retention.archive_path is None else Archive(config.retention.archive_path)
     proofs = Proofs(ledger=ledger, origin=ledger.origin, key=keyring.checkpoint_key, archive=archive)
     admin = Admin(
@@ -196,6 +214,7 @@ def _assemble(config: Config, ground: _Ground, *, role: Role) -> Process:
         origin=ledger.origin,
         registry_dir=config.registry.path,
         policies_dir=config.policies.path,
+        check_settings=lambda registry: settings_problems(issuers, registry),
         now=now,
     )
     broker = Broker(
@@ -212,15 +231,22 @@ def _assemble(config: Config, ground: _Ground, *, role: Role) -> Process:
         issuance=Issuance(
             rules=rules,
             writer=writer,
-            task_facts=TaskFactsReader(ledger=ledger),
+            steps=Steps(task_facts=facts, stops=stops, now=now, tokens=True),
             issuer=AccessTokenIssuer(iss=iss, sign_all=keyring.sign_all),
-            stops=stops,
             refusals=refusals,
             iss=iss,
             token_endpoint=f"{iss}/oauth2/token",
             ttl_ms=config.tokens.max_ttl_s * 1000,
             now=now,
             observe=watch.answered,
+        ),
+        credentials=Credentials(
+            rules=rules,
+            ledger=ledger,
+            writer=writer,
+            steps=Steps(task_facts=facts, stops=stops, now=now, tokens=False),
+            backends=backends,
+            call_limit_s=config.secrets.call_limit_s,
         ),
         tasks=Tasks(
             rules=rules,
@@ -272,20 +298,43 @@ def _assemble(config: Config, ground: _Ground, *, role: Role) -> Process:
         exposition=watch.exposition(config, ledger, rules, following, provisional),
         tokens=Role.TOKENS in role,
     )
-    kept = Kept(ledger=ledger, origin=ledger.origin, proofs=proofs, shelves=shelves_of(config))
+    reconciler = Reconciler(
+        ledger=ledger,
+        writer=writer,
+        backends=backends,
+        stuck_after=config.secrets.stuck_after,
+        everything=Role.CONTROL in role,
+        now=now,
+    )
+    safekeeping = _safekeeping(config, ground, proofs, archive)
+    return Process(
+        app,
+        broker,
+        ledger,
+        writer,
+        feed,
+        chores,
+        proofs,
+        keyring,
+        provisional,
+        reconciler,
+        safekeeping,
+        ground.unusable,
+    )
+
+
+def _safekeeping(config: Config, ground: _Ground, proofs: Proofs, archive: Archive | None) -> Safekeeping:
+    ledger = ground.ledger
     archivist = None
     if archive is not None:
         archivist = Archivist(ledger=ledger, archive=archive, checkpoint=proofs.checkpoint, root=proofs.root)
-    safekeeping = Safekeeping(
-        kept=kept,
-        writer=writer,
+    return Safekeeping(
+        kept=Kept(ledger=ledger, origin=ledger.origin, proofs=proofs, shelves=shelves_of(config)),
+        writer=ground.writer,
         on_stop=ground.stop,
         now=ground.now,
         archivist=archivist,
         archive_after_ms=None if config.retention.days is None else config.retention.days * 86_400_000,
-    )
-    return Process(
-        app, broker, ledger, writer, feed, chores, proofs, keyring, provisional, safekeeping, ground.unusable
     )
 
 
@@ -310,13 +359,15 @@ def _metrics_token(config: Config) -> str | None:
 
 
 def _chores(config: Config, process: Process, role: Role) -> list[Chore]:
-    chores = process.chores
+    chores, reconciler = process.chores, process.reconciler
     every = [
         Chore("flush_refusals", config.limits.refusals_interval_s, chores.flush_refusals),
         Chore("fetch_keys", 5.0, chores.fetch_keys),
         Chore("follow_rules", 0.5, chores.follow_rules),
         Chore("learn_keys", 1.0, process.keyring.learn),
     ]
+    if Role.CONTROL in role or reconciler.keeps:
+        every.append(Chore("end_secrets", 0.2, reconciler.turn))
     if Role.CONTROL in role:
         every += [
             Chore("expire_tasks", 0.2, chores.expire_tasks),
@@ -325,6 +376,7 @@ def _chores(config: Config, process: Process, role: Role) -> list[Chore]:
             Chore("keys", 30.0, chores.keys),
             Chore("archive", 3_600.0, process.safekeeping.archive),
             Chore("keep", config.kept.every_s, process.safekeeping.keep),
+            Chore("find_orphans", config.secrets.sweep_every_s, reconciler.sweep),
         ]
     return every
 

@@ -16,9 +16,11 @@ from pydantic import Field, ValidationError
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from broker.addresses import PublicUrl, is_loopback, public_url, split_listen
 from broker.errors import ConfigurationInvalid, Problem
 from broker.files import read_regular
 from broker.sections import (
+    IssuerSection,
     KeptSection,
     KeysSection,
     LedgerSection,
@@ -26,9 +28,9 @@ from broker.sections import (
     LogSection,
     MetricsSection,
     PoliciesSection,
-    PublicUrl,
     RegistrySection,
     RetentionSection,
+    SecretsSection,
     Section,
     ServeSection,
     SignalsSection,
@@ -36,9 +38,6 @@ from broker.sections import (
     TokensSection,
     TracingSection,
     TransitSection,
-    is_loopback,
-    public_url,
-    split_listen,
 )
 from broker.sentences import meant, sentence_of
 
@@ -90,6 +89,12 @@ class Config(BaseSettings):
     tokens: TokensSection = TokensSection()
     tasks: TasksSection = TasksSection()
     limits: LimitsSection = LimitsSection()
+    secrets: SecretsSection = SecretsSection()
+    issuers: dict[str, IssuerSection] = Field(
+        default={},
+        description="Issuers of secrets by name, each a table `[issuers.<name>]` with its `kind` (`vault`, `postgres`, "
+        "`x509`, `github_app`, `aws_sts`) and that kind's options. A resource names the one that mints for it.",
+    )
     signals: SignalsSection = SignalsSection()
     metrics: MetricsSection = MetricsSection()
     tracing: TracingSection = TracingSection()
@@ -224,4 +229,11 @@ def _anchored(config: Config, base: Path) -> Config:
         if isinstance(section, Section):
             paths = {key: base / value for key, value in section if isinstance(value, Path)}
             sections[name] = section.model_copy(update=paths)
+    sections["issuers"] = {name: _anchored_issuer(issuer, base) for name, issuer in config.issuers.items()}
     return config.model_copy(update=sections)
+
+
+def _anchored_issuer(issuer: IssuerSection, base: Path) -> IssuerSection:
+    """An option that names a file says so in its name."""
+    paths = {key: str(base / value) for key, value in issuer.options.items() if key.endswith("_file")}
+    return IssuerSection(kind=issuer.kind, **{**issuer.options, **paths})

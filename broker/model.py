@@ -126,6 +126,10 @@ class Action:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
 
+ACCESS_TOKEN = "access_token"  # noqa: S105  (the name of an issuer)
+"""The issuer of resources that take access tokens. Every other name is of a configured issuer of secrets."""
+
+
 @dataclass(frozen=True, slots=True)
 class Resource:
     """A system that credentials open."""
@@ -139,7 +143,8 @@ class Resource:
     fields: tuple[str, ...]
     leaves_boundary: bool
     retention: str
-    issuer: str = "access_token"
+    issuer: str = ACCESS_TOKEN
+    settings: Mapping[str, Any] = field(default_factory=dict)  # for that issuer
 
 
 class Right(StrEnum):
@@ -239,6 +244,20 @@ class TaskState(StrEnum):
     ENDED = "ended"
     EXPIRED = "expired"
     KILLED = "killed"
+
+
+class GrantState(StrEnum):
+    """Of a credential at a backend: `issuing -> live -> revoking -> revoked`. `stuck` is a `revoking` that keeps
+    failing; only a look at the backend makes `revoked` or `expired` of anything. `failed`: it was never made.
+    """
+
+    ISSUING = "issuing"
+    LIVE = "live"
+    REVOKING = "revoking"
+    STUCK = "stuck"
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from broker.ledger.commands.credentials import EXPIRES_ONLY
+from broker.ledger.external_views import External, ExternalRow
 from broker.ledger.views import Expected, GrantRow, KillRow, LiveCount
-from broker.model import Target
+from broker.model import GrantState, Target
 from broker.wire import Match
 
 BEST_EFFORT = "best_effort"
@@ -49,6 +51,53 @@ class Covered:
         }
 
 
+def external_receipt(external: External) -> dict[str, Any]:
+    """Credentials at backends, counted by what is known of them. `confirmed`: a look at the backend found them gone.
+
+    Nothing that was made is left out: `live` were not ended, and what cannot be taken back says until when it works.
+    Each that needs a human comes with the next step.
+    """
+    waiting = [each for each in external.counts if not each.gone and each.state in _ENDING]
+    only_expire = [each for each in waiting if each.ending == EXPIRES_ONLY]
+    taken_back = [each for each in waiting if each.ending != EXPIRES_ONLY]
+    live = sum(each.count for each in external.counts if each.state in _HELD)
+    pending = sum(each.count for each in taken_back if each.state is GrantState.REVOKING)
+    stuck = sum(each.count for each in taken_back if each.state is GrantState.STUCK)
+    by_issuer: Counter[str] = Counter()
+    for each in external.counts:
+        by_issuer[each.issuer] += each.count
+    return {
+        "made": external.total,
+        "live": live,
+        "ended": external.total - live,
+        "confirmed": sum(each.count for each in external.counts if each.gone),
+        "pending": pending,
+        "stuck": stuck,
+        "stuck_grants": [_stuck(row) for row in external.stuck],
+        "expires_only": sum(each.count for each in only_expire),
+        "expires_only_until": max((each.latest_expiry for each in only_expire), default=None),
+        "by_issuer": dict(sorted(by_issuer.items())),
+        "notes": list(external.notes),
+        "complete": not pending and not stuck,
+    }
+
+
+_HELD = frozenset({GrantState.ISSUING, GrantState.LIVE})
+_ENDING = frozenset({GrantState.REVOKING, GrantState.STUCK})
+
+
+def _stuck(row: ExternalRow) -> dict[str, Any]:
+    return {
+        "position": row.seq,
+        "issuer": row.issuer,
+        "handle": dict(row.handle),
+        "tries": row.tries,
+        "problem": row.problem,
+        "next": f"Mend the backend of issuer {row.issuer}: the broker keeps trying. Or end it there by its handle: the"
+        f" next look confirms it. If the backend keeps to it, it expires at {_clock(row.expires)}.",
+    }
+
+
 def claims_of(grant: GrantRow, grant_prefix: str) -> dict[str, Any]:
     """The claims of a grant's token that a kill compares: the same rule for receipts, introspection and verifiers."""
     return {
@@ -67,6 +116,7 @@ def kill_receipt(
     matches: Sequence[tuple[Match, str]],
     ended: Covered | None,
     expected: Sequence[Expected],
+    external: External,
     max_life_ms: int,
     now: int,
     resumed: bool = False,
@@ -75,6 +125,7 @@ def kill_receipt(
 
     `ended` is None while its credentials are still being counted; until then the longest possible life bounds them.
     """
+    backends = external_receipt(external)
     latest = kill.at + max_life_ms if ended is None else ended.latest_expiry
     missing = [each for each in expected if each.acked_ms is None]
     applied = [each.acked_ms for each in expected if each.acked_ms is not None]
@@ -97,6 +148,7 @@ def kill_receipt(
             "final": kill.target in (Target.TASK, Target.GRANT, Target.KEY),
         },
         "ended": {**(ended.to_json() if ended else {"tokens": None}), "tasks": kill.tasks},
+        "external": backends,
         "verifiers": {
             "expected": len(expected),
             "applied": len(applied),
@@ -104,7 +156,7 @@ def kill_receipt(
             "instances": [_instance(each, kill, latest) for each in expected],
             "missing": [each.instance for each in missing],
         },
-        "complete": not missing and ended is not None,
+        "complete": not missing and ended is not None and backends["complete"],
         "worst_case": _worst_case(latest, expected, missing, hard_bound, now),
     }
 

@@ -1,89 +1,12 @@
 """The sections of the configuration: every key with its default, its bounds and its meaning."""
 
-import ipaddress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` (a name or an address) is this machine and nothing else."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def split_listen(value: str) -> tuple[str, int]:
-    """`host:port` in two; an IPv6 address stands in brackets. Raises ValueError."""
-    host, _, port = value.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65_535 or (":" in host and not host.startswith("[")):
-        raise ValueError("must be host:port, e.g. 127.0.0.1:8700 or [::1]:8700")
-    return host.strip("[]"), int(port)
-
-
-def _listen(value: str) -> str:
-    split_listen(value)
-    return value
-
-
-def public_url(value: str) -> str:
-    """A public URL of ours, unchanged. Clients compare it byte for byte, so there is one way to write it; any other
-    raises ValueError.
-    """
-    parts = urlsplit(value)
-    if parts.scheme not in ("https", "http") or not parts.hostname or value != f"{parts.scheme}://{parts.netloc}":
-        raise ValueError("must be a URL such as https://taskpass.example.com, without a path or a '/' at its end")
-    if "@" in parts.netloc or value != value.lower() or not value.isascii():
-        raise ValueError("must be lower-case ASCII without user information")
-    if parts.scheme == "http" and not is_loopback(parts.hostname):
-        raise ValueError("must be https: plain http is for loopback only")
-    return value
-
-
-def _kept_at(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("https", "http") or not parts.hostname or "@" in parts.netloc:
-        raise ValueError("must be a URL without user information")
-    if parts.scheme == "http" and not is_loopback(parts.hostname):
-        raise ValueError("must be https: plain http is for loopback only")
-    return value
-
-
-def _networks(value: str) -> str:
-    for part in filter(None, (part.strip() for part in value.split(","))):
-        ipaddress.ip_network(part)  # raises ValueError, with a sentence
-    return value
-
-
-def _database(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
-    if parts.scheme not in ("postgresql", "postgres") or not parts.path.strip("/"):
-        raise ValueError("must be a URL such as postgresql://user:password@host/database")
-    return value
-
-
-def _redis(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname or parts.query:
-        raise ValueError("must be a URL such as rediss://user@host:6379/0")
-    return value
-
-
-def _collector(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        raise ValueError("must be a URL such as http://127.0.0.1:4318/v1/traces")
-    return value
-
-
-Listen = Annotated[str, AfterValidator(_listen)]
-PublicUrl = Annotated[str, AfterValidator(public_url)]
-
+from broker.addresses import CollectorUrl, DatabaseUrl, KeepingUrl, Listen, Networks, PublicUrl, RedisUrl
 
 _VAULT_PATH = r"^[A-Za-z0-9_-][A-Za-z0-9_./-]{0,200}$"
 
@@ -109,7 +32,7 @@ class ServeSection(Section):
         "for a proxy that routes by path.",
     )
     workers: int = Field(default=2, ge=1, le=64, description="Number of token worker processes.")
-    trusted_proxies: Annotated[str, AfterValidator(_networks)] = Field(
+    trusted_proxies: Networks = Field(
         default="",
         description="Addresses or networks, separated by commas, whose `X-Forwarded-*` headers are believed. Empty: "
         "nobody's.",
@@ -120,7 +43,7 @@ class LedgerSection(Section):
     """The one source of truth."""
 
     path: Path = Field(default=Path("data/ledger.db"), description="The SQLite file. Its directory must exist.")
-    url: Annotated[SecretStr, AfterValidator(_database)] | None = Field(
+    url: DatabaseUrl | None = Field(
         default=None,
         description="In place of `path`: a PostgreSQL database that several brokers share, "
         "`postgresql://user:password@host/database?sslmode=verify-full`. `taskpass db upgrade` creates and upgrades "
@@ -156,14 +79,14 @@ class KeptSection(Section):
     file: Path | None = Field(
         default=None, description="A file, best on another disk than the ledger's. Its directory must exist."
     )
-    url: Annotated[str, AfterValidator(_kept_at)] | None = Field(
+    url: KeepingUrl | None = Field(
         default=None,
         description="An object: read with GET, replaced with PUT, as pre-authorised or internal object stores take it.",
     )
     authorization: SecretStr | None = Field(
         default=None, description="The `Authorization` header for `url`; meant for the environment."
     )
-    witness_url: Annotated[str, AfterValidator(_kept_at)] | None = Field(
+    witness_url: KeepingUrl | None = Field(
         default=None, description="Submission prefix of a C2SP witness: `/add-checkpoint` is added to it."
     )
     witness_key: str | None = Field(
@@ -265,9 +188,7 @@ class KeysSection(Section):
 class TransitSection(Section):
     """The transit engine of Vault or OpenBao, for `keys.seal` and `keys.sign`."""
 
-    address: Annotated[str, AfterValidator(public_url)] | None = Field(
-        default=None, description="URL of the server, `https://vault.example.com:8200`."
-    )
+    address: PublicUrl | None = Field(default=None, description="URL of the server, `https://vault.example.com:8200`.")
     token_file: Path | None = Field(
         default=None,
         description="File with the token for it, readable by its owner only. Read for every call: whatever renews the "
@@ -365,10 +286,52 @@ class LimitsSection(Section):
     )
 
 
+class SecretsSection(Section):
+    """Credentials at backends, whichever issuer makes them."""
+
+    workers: int = Field(
+        default=8,
+        ge=1,
+        le=64,
+        description="Threads that call one backend to make credentials, and as many again that end them.",
+    )
+    call_limit_s: float = Field(
+        default=30.0, ge=1, le=120, description="How long one call to a backend is waited for, in seconds."
+    )
+    stuck_after: int = Field(
+        default=8,
+        ge=1,
+        le=100,
+        description="After so many failed tries to end a credential it is `stuck`: somebody is told. It is tried on.",
+    )
+    sweep_every_s: int = Field(
+        default=300,
+        ge=10,
+        le=86_400,
+        description="How often the backends are searched for what bears our name and no grant owns, in seconds.",
+    )
+
+
+class IssuerSection(BaseModel):
+    """One issuer of secrets: its kind, and that kind's options, which are checked by the issuer itself."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+
+    kind: Literal["vault", "postgres", "x509", "github_app", "aws_sts"]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What stands beside `kind`."""
+        return dict(self.model_extra or {})
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        return [("kind", self.kind)]  # an option may be a secret
+
+
 class SignalsSection(Section):
     """What brokers tell each other, and can do without."""
 
-    url: Annotated[SecretStr, AfterValidator(_redis)] | None = Field(
+    url: RedisUrl | None = Field(
         default=None,
         description="The Redis that several brokers share: `rediss://user@host:6379/0`, or `redis://` without TLS. "
         "Without it every broker looks into the ledger by itself and counts for itself.",
@@ -417,7 +380,7 @@ class MetricsSection(Section):
 class TracingSection(Section):
     """Spans for OpenTelemetry. Needs the extra `taskpass[otel]`."""
 
-    endpoint: Annotated[str, AfterValidator(_collector)] | None = Field(
+    endpoint: CollectorUrl | None = Field(
         default=None,
         description="Where spans go: the URL of an OTLP collector over HTTP, such as "
         "`http://127.0.0.1:4318/v1/traces`. Without it there are no spans; a request's `traceparent` is kept in its "

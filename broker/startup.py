@@ -16,6 +16,7 @@ from broker.ledger.proofs import Proofs
 from broker.ledger.writer import Writer
 from broker.safekeeping import Safekeeping
 from broker.service import Broker
+from broker.service.reconciler import Reconciler
 from broker.upkeep import Chores
 from broker.web.feed import Feed
 from broker.web.provisional import ProvisionalKills
@@ -46,6 +47,7 @@ class Process:
     proofs: Proofs
     keyring: Keyring
     provisional: ProvisionalKills
+    reconciler: Reconciler
     safekeeping: Safekeeping
     unusable: "asyncio.Future[LedgerStopped]"
 
@@ -80,9 +82,11 @@ async def begin(process: Process, entry: "Entry") -> None:
 class Entry:
     """What a process writes to the ledger when it begins: the rules on disk, its keys, and that it started."""
 
-    def __init__(self, process: Process, *, role: Role, now: Now) -> None:
+    def __init__(self, process: Process, *, role: Role, alone: bool, now: Now) -> None:
+        """`alone`: no other broker is on this ledger."""
         self._process = process
         self._role = role
+        self._alone = alone
         self._now = now
         self._made = False
 
@@ -95,6 +99,8 @@ class Entry:
         if Role.CONTROL in self._role:
             await self._load_files()
             await self._process.chores.keys()
+            if self._alone:
+                await self._process.reconciler.start()
         await self._process.broker.admin.catch_up()
         await self._process.writer.submit(Started(self._role.name or "all", program_version()))
         self._made = True

@@ -18,6 +18,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from broker.jose import public_jwk
+from demo.database import Database, tell
 from demo.stage import ROOT, Stage, StepFailed, Watch, request, two_free_ports
 
 INVOICES, CREDITS, PAYMENTS = (f"https://{name}.example.com" for name in ("invoices", "credits", "payments"))
@@ -42,11 +43,13 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="taskpass-demo-") as directory:
         stage = Stage(Path(directory))
+        database = None
         try:
-            _set_up(stage)
+            database = _set_up(stage)
             service = (stage.directory / "service.url").read_text()
             _tokens_and_outcomes(stage, service)
             _stop_and_resume(stage, service)
+            tell(stage, database)
             _evidence(stage)
         except StepFailed as failed:
             stage.say(f"\nFAILED: {failed}")
@@ -56,6 +59,8 @@ def main() -> int:
             return 130
         finally:
             stage.stop()
+            if database is not None:
+                database.server.close()
         stage.say(f"\nDone in {time.monotonic() - began:.0f} s. Nothing is left running, and nothing on disk.")
     return 0
 
@@ -63,7 +68,7 @@ def main() -> int:
 # --- Setting up -------------------------------------------------------------------------------------------------------
 
 
-def _set_up(stage: Stage) -> None:
+def _set_up(stage: Stage) -> Database | None:
     stage.heading("An identity provider in its own process signs what a workload is, and publishes its keys.")
     here = stage.directory
     stage.start("idp", sys.executable, "-m", "demo.idp", str(here))
@@ -75,6 +80,11 @@ def _set_up(stage: Stage) -> None:
     issuer = f"http://127.0.0.1:{two_free_ports()}"
     stage.run(f"taskpass init broker --issuer {issuer} -o name")
     _trust_the_demo(stage, idp)
+    database = Database.start(here / "broker")
+    if database is not None:
+        stage.say(
+            "edited broker/taskpass.toml, registry and policies: a PostgreSQL server, and what the agent may read"
+        )
     stage.run("taskpass registry check broker/registry")
     stage.run("taskpass policy test broker/policies --registry broker/registry")
     stage.run("taskpass policy matrix broker/policies --registry broker/registry")
@@ -97,6 +107,7 @@ def _set_up(stage: Stage) -> None:
     stage.export(
         TASKPASS_URL=issuer, TASKPASS_TOKEN_COMMAND=f"python {ROOT / 'demo' / 'identity.py'} dispute-bot {{audience}}"
     )
+    return database
 
 
 def _trust_the_demo(stage: Stage, idp: str) -> None:

@@ -4,8 +4,10 @@ An issuer receives an `Order` whose every bound was fixed in the ledger's commit
 nothing. How its credentials end is declared, so that a receipt never promises more than is true.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 
@@ -31,14 +33,115 @@ class Order(NamedTuple):
     parameters: Mapping[str, Any]
     iat: int
     exp: int
+    settings: Mapping[str, Any] = MappingProxyType({})  # the resource's own, for the issuer that it names
+    deadline: int | None = None  # when the task ends: what is opened for all of it lives no longer. Default: `exp`
 
 
-class Issuer(Protocol):
-    """Mints one kind of credential, many at once. An exception in a slot means that nothing usable was made for it."""
+class TokenIssuer(Protocol):
+    """Signs what the commit fixed, many at once. An exception in a slot means that nothing usable was made for it."""
 
     kind: str
     ending: Ending
 
     async def issue_all(self, orders: Sequence[Order]) -> Sequence[str | Exception]:
         """The credential for each order, checked against it before it is returned."""
+        ...
+
+
+Handle = Mapping[str, str]
+"""What finds a credential at its backend again. Recorded in the ledger and shown in receipts, so never a secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """A credential made at a backend: its secret members by name, what finds it again, and when it ends by itself."""
+
+    values: Mapping[str, str] = field(repr=False)
+    handle: Handle
+    exp: int
+
+
+class Standing(StrEnum):
+    """What a backend says of one credential when it is asked."""
+
+    LIVE = "live"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One look at the backend. `note` says what the state alone does not: sessions that outlive a dropped login."""
+
+    standing: Standing
+    note: str | None = None
+
+
+class IssuerError(Exception):
+    """The backend refused, or did not answer. `sentence` is safe to show; it never repeats what the backend said.
+
+    `happened` is False when the backend certainly did nothing, None when nobody knows: then it is treated as done, and
+    revoked. `retry_after_s` is the backend's own wish.
+    """
+
+    def __init__(self, sentence: str, *, happened: bool | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.happened = happened
+        self.retry_after_s = retry_after_s
+
+
+class Makes(Protocol):
+    """How a credential comes to be, in two steps."""
+
+    def prepare(self, order: Order) -> Handle:
+        """What must be on record before `issue` may have an effect: the name of the login to come, or the accessor of
+        the session that will own the lease. Has no effect that outlives its own short limit when it is never recorded.
+        """
+        ...
+
+    def issue(self, order: Order, prepared: Handle) -> Minted:
+        """Make the credential. `Minted.handle` repeats `prepared` and adds what only the backend knows."""
+        ...
+
+
+class Ends(Protocol):
+    """How a credential, and what was opened for it, comes to an end that can be believed."""
+
+    def revoke(self, handle: Handle) -> None:
+        """End the credential, and everything that was opened with it where that is possible. Ending what is gone, or
+        what was only prepared, succeeds. Returning is not proof: `status` is.
+        """
+        ...
+
+    def status(self, handle: Handle) -> Found:
+        """Look. Never answers from memory."""
+        ...
+
+    def close(self, handle: Handle) -> None:
+        """The task is over: end what `prepare` opened for it. Succeeds when there is nothing."""
+        ...
+
+    def orphans(self) -> Iterator[Handle]:
+        """Everything at the backend that bears our name: the ledger tells which of it nobody owns."""
+        ...
+
+
+class SecretIssuer(Makes, Ends, Protocol):
+    """Makes one kind of credential at a backend, finds it again, and ends it.
+
+    Methods block, are called from worker threads, several at once, and bound their own time. Each raises IssuerError.
+    Whatever can exist at the backend is named by a handle that was recorded before the call that makes it.
+    """
+
+    kind: str
+    ending: Ending
+    min_ttl_s: int
+    max_ttl_s: int
+
+
+class Keeper(Protocol):
+    """What an issuer adds whose backend ends a credential only for who shows it: its maker alone, while it runs."""
+
+    def holds(self, handle: Handle) -> bool:
+        """Whether this process can end, or look at, what the handle finds."""
         ...

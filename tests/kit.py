@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from broker.app import Process, Role, running
 from broker.cli.init import write_skeleton
 from broker.config import Config, LedgerSection, load_config
+from broker.issuing import Issuers
 from broker.jose import Signer
 from broker.stores import create
 
@@ -171,7 +172,7 @@ class Home:
 class Broker:
     """One running broker process on a home, on an event loop of its own."""
 
-    def __init__(self, home: Home, *, role: Role = Role.ALL) -> None:
+    def __init__(self, home: Home, *, role: Role = Role.ALL, issuers: Issuers | None = None) -> None:
         self.home, self.clock = home, home.clock
         self._runner = asyncio.Runner()
         self._stack = AsyncExitStack()
@@ -179,7 +180,7 @@ class Broker:
         self.closed = False
         try:
             self.process: Process = self.run(
-                self._stack.enter_async_context(running(home.config, role=role, now=home.clock))
+                self._stack.enter_async_context(running(home.config, role=role, now=home.clock, issuers=issuers))
             )
             transport = httpx2.ASGITransport(app=self.process.app, raise_app_exceptions=False)
             self.http = self.run(

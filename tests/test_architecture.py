@@ -10,7 +10,7 @@ MODULES = sorted(path for package in ("broker", "issuers", "policies") for path 
 MAX_MODULE, MAX_FUNCTION, MAX_PROTOCOL = 450, 40, 4
 
 # The numbered pipeline and the composition root read top to bottom; each may be as long as its one list.
-LONGER = {("broker/app.py", "_assemble"): 115}
+LONGER = {("broker/app.py", "_assemble"): 130}
 
 # The only modules that may ask the host for the time: each is where a clock is handed out, or measures a duration.
 CLOCKS = {
@@ -27,6 +27,7 @@ CLOCKS = {
     "broker/telemetry/tracing.py",
     "broker/service/batching.py",
     "broker/sdk/clock.py",
+    "issuers/vault/link.py",
 }
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from demo.postgres import binaries
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -35,6 +37,8 @@ def test_the_demo_tells_its_story() -> None:
         "dispute-bot: active",
         "is in the ledger",
         "sound",
+        "A database login, made for one task, and gone with it",
+        "seen gone at its backend" if binaries() else "skipped: no PostgreSQL server",
         "Nothing is left running",
     ):
         assert fact in told, f"{fact!r} is missing\n{told[-3000:]}"
@@ -42,3 +46,4 @@ def test_the_demo_tells_its_story() -> None:
     assert measured is not None
     assert int(measured[2]) <= 1000
     assert not re.search(r"eyJ[\w-]{20,}", told), "a token is in the transcript"
+    assert not re.search(r"postgresql://\w+:", told), "a password is in the transcript"

@@ -27,7 +27,7 @@ from broker.sdk.errors import InvalidToken, SdkError
 from broker.sdk.verifier import Verifier
 from broker.stores import ledger_to_verify, wall_clock
 from tests.kit import INVOICES, Broker, Home
-from tests.ledger.postgres import Server, server_or_skip
+from tests.postgres import Server, server_or_skip
 
 
 @pytest.fixture

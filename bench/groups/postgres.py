@@ -34,8 +34,9 @@ from broker.ledger.verify import verify_store
 from broker.sdk.errors import Refused
 from broker.sdk.identity import KeyIdentity
 from broker.sdk.verifier import Verifier
+from demo.postgres import Server, binaries
 from tests.invariants.cluster import Balanced
-from tests.ledger.postgres import PostgresMade, Server, binaries
+from tests.ledger.postgres import PostgresMade
 from tests.ledger.test_postgres_faults import issue
 
 FIGURES = ("pg_ratio_c64", "pg_two_brokers_ratio", "kill_cross_p90_ms", "failover_s")

@@ -17,7 +17,7 @@ from bench.run import Run, free_ports
 from bench.serving import serving
 from bench.site import AGENTS, agent_name, another_broker
 from bench.verifiers import verifiers
-from tests.ledger.postgres import Server, binaries
+from demo.postgres import Server, binaries
 from tests.signals.servers import RedisServer
 
 FIGURE = "kill_no_redis_p99_ms"

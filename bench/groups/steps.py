@@ -122,15 +122,15 @@ def _body(name: str, issuer: str) -> bytes:
 
 def _instrument(clock: Clock, issuance: Any, process: Any) -> None:
     """Put timers around the steps, on the objects of this one process."""
-    for method, name in (
-        ("_authenticate", "2 authenticate: the assertion"),
-        ("_map", "3 map to an agent"),
-        ("_load_task", "4 load the task"),
-        ("_narrow", "5 narrow"),
-        ("_decide", "6 decide"),
-        ("_command", "8 commit: make the command"),
+    for owner, method, name in (
+        (issuance, "_authenticate", "2 authenticate: the assertion"),
+        (issuance, "_map", "3 map to an agent"),
+        (issuance._steps, "load_task", "4 load the task"),  # noqa: SLF001
+        (issuance._steps, "narrow", "5 narrow"),  # noqa: SLF001
+        (issuance._steps, "decide", "6 decide"),  # noqa: SLF001
+        (issuance, "_command", "8 commit: make the command"),
     ):
-        setattr(issuance, method, clock.timed(name, getattr(issuance, method)))
+        setattr(owner, method, clock.timed(name, getattr(owner, method)))
     mint = issuance._issuer  # noqa: SLF001
     mint.claims = clock.timed("9 mint: the claims", mint.claims)
     for signer in process.keyring._signers.values():  # noqa: SLF001

@@ -12,7 +12,9 @@ __all__ = ["main", "taskpass"]
 TABLE = {
     "Use it from a workload": {
         "token": ("broker.cli.token:token", "Get one credential and print it."),
-        "run": ("broker.cli.run:run", "Run a command under a task of its own, with its credential."),
+        "secret": ("broker.cli.secret:secret", "Get one secret: a database login, a cloud key, a lease."),
+        "credential": ("broker.cli.credential:credential", "Secrets for AWS, git and kubectl; look at one, end one."),
+        "run": ("broker.cli.run:run", "Run a command under a task of its own, with its credentials."),
         "task": ("broker.cli.tasks:task", "Open, follow and end tasks; their receipts."),
         "whoami": ("broker.cli.whoami:whoami", "Show who the broker takes you for."),
         "explain": ("broker.cli.evidence:explain", "Explain a decision: asked, decided, issued, what followed."),
@@ -38,6 +40,8 @@ TABLE = {
         "init": ("broker.cli.server:init", "Write a commented configuration and registry, with keys."),
         "serve": ("broker.cli.server:serve", "Run the broker."),
         "db": ("broker.cli.db:db", "Create or upgrade the ledger's database."),
+        "vault-setup": ("broker.cli.vault_setup:vault_setup", "Print, or apply, what the broker needs at Vault."),
+        "postgres-setup": ("broker.cli.postgres_setup:postgres_setup", "Print what the broker needs at PostgreSQL."),
         "registry": ("broker.cli.offline:registry", "Check registry files."),
         "policy": ("broker.cli.offline:policy", "Check, test and tabulate policies."),
         "doctor": ("broker.cli.doctor:doctor", "Find out what is wrong, and what to do about it."),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from broker.cli.context import Context
@@ -11,6 +11,9 @@ from broker.cli.sessions import OperatorSession
 from broker.sdk import protocol
 from broker.sdk.identity import Identity
 from broker.sdk.protocol import Ask, Assertion, Credential, Request, Response
+
+if TYPE_CHECKING:
+    from broker.sdk.secret import Secret
 
 
 class Api:
@@ -75,6 +78,12 @@ class Api:
                 credential: Credential = end.value
                 return credential
             answer = self._assertion() if isinstance(need, Assertion) else _good(self._context.transport.send(need))
+
+    def secret(self, body: Mapping[str, Any]) -> "Secret":
+        """One secret, for a `wish`. Raises Failure, with the exit code of the policy's outcome."""
+        from broker.sdk.secret import TIMEOUT_S, Secret
+
+        return Secret.of(self._call("POST", "/v1/credentials", body, timeout_s=TIMEOUT_S))
 
     def _assertion(self) -> str:
         assert self._identity is not None

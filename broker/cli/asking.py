@@ -1,4 +1,4 @@
-"""What is asked for, as options: shared by `token` and `run`."""
+"""What is asked for, as options: shared by the commands that get credentials."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -34,6 +34,29 @@ def asking_options(function: F) -> F:
     return function
 
 
+def secret_options(function: F) -> F:
+    """`--param`, `--task` and `--ttl`, as every command takes them that gets a secret."""
+    for option in (
+        click.option("--ttl", type=click.IntRange(1), metavar="SECONDS", help="For so long at most."),
+        click.option(
+            "--task",
+            metavar="ID",
+            envvar="TASKPASS_TASK",
+            show_envvar=True,
+            help="The task that it is for. Without one: a task of its own, for this secret only.",
+        ),
+        click.option(
+            "--param",
+            "params",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="A parameter of the actions; repeatable. 12, true and false are typed; text may be quoted.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def ask_of(
     resource: str, *, scopes: Sequence[str], actions: Sequence[str], params: Sequence[str], task: str | None
 ) -> Ask:
@@ -45,8 +68,13 @@ def ask_of(
         raise Failure("usage", "--param needs the --scope or --action that it belongs to.", exit_code=USAGE)
     details: dict[str, Any] = {"type": DETAILS_TYPE, "actions": list(dict.fromkeys([*actions, *named]))}
     if params:
-        details["parameters"] = dict(_parameter(text) for text in params)
+        details["parameters"] = parameters_of(params)
     return Ask.of(resource, scope=named, authorization_details=[details], task=task)
+
+
+def parameters_of(params: Sequence[str]) -> dict[str, str | int | bool]:
+    """What `--param` says, typed."""
+    return dict(_parameter(text) for text in params)
 
 
 def _parameter(text: str) -> tuple[str, str | int | bool]:

@@ -23,6 +23,7 @@ def kill_receipt(body: Body) -> str:
             ("committed", f"{moment(body['at'])} at position {body['position']}, by {body['actor']}"),
             ("issuance", _issuance(body["issuance"])),
             ("ended", _ended(body["ended"])),
+            *_backends(body.get("external", {})),
             ("verifiers", _verifiers(body["verifiers"])),
             ("bound", body["worst_case"]["sentence"]),
         ]
@@ -51,6 +52,20 @@ def _ended(ended: Body) -> str:
     if ended.get("latest_expiry"):
         parts.append(f"the last would have lived until {clock(ended['latest_expiry'])}")
     return ", ".join(parts)
+
+
+def _backends(external: Body) -> list[tuple[str, object]]:
+    """What became of credentials at backends: one line for all, and one for each that needs a human."""
+    if not external.get("made"):
+        return []
+    parts = [f"{external['confirmed']} of {external['made']} confirmed gone"]
+    parts += [f"{external[name]} {name}" for name in ("pending", "stuck", "live") if external[name]]
+    if external["expires_only"]:
+        until = clock(external["expires_only_until"])
+        parts.append(f"{external['expires_only']} cannot be taken back and work until {until} at the latest")
+    lines: list[tuple[str, object]] = [("backends", ", ".join(parts))]
+    lines += [("stuck", f"{each['issuer']}: {each['problem']} {each['next']}") for each in external["stuck_grants"]]
+    return lines + [("note", note) for note in external["notes"]]
 
 
 def _verifiers(verifiers: Body) -> str:

@@ -7,19 +7,24 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import click
 
 from broker.cli.api import Api, segment
 from broker.cli.asking import ask_of, asking_options
 from broker.cli.context import TOKEN_VARIABLE, Context
-from broker.cli.errors import Failure
+from broker.cli.errors import USAGE, Failure
+from broker.cli.injection import Injection, Renewal
 from broker.cli.options import command
 from broker.cli.secret_file import write_secret
-from broker.sdk.protocol import Credential
+from broker.sdk.errors import SdkError
+from broker.sdk.protocol import Ask, Credential
+
+T = TypeVar("T")
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _BEATS_PER_TIMER = 3
@@ -36,11 +41,26 @@ class Interrupted(BaseException):
 
 
 @command(
-    short_help="Run a command under a task of its own, with its credential.",
+    short_help="Run a command under a task of its own, with its credentials.",
     context_settings={"ignore_unknown_options": False},
 )
-@click.option("--resource", required=True, metavar="AUDIENCE", help="What the credential is for.")
+@click.option("--resource", metavar="AUDIENCE", help="What the token is for. Without it there is none.")
 @asking_options
+@click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="'PREFIX=RESOURCE ACTION...'",
+    help="A secret, in variables that begin with PREFIX; repeatable. Parameters follow as NAME=VALUE.",
+)
+@click.option(
+    "--secret-file",
+    "secret_files",
+    multiple=True,
+    metavar="'NAME=RESOURCE ACTION...'",
+    help="A secret, in files (mode 0600, in memory where possible) of a directory named by the variable NAME; renewed "
+    "before it ends, removed at the end.",
+)
 @click.option("--purpose", metavar="TEXT", help="What the task is for. Default: the name of the command.")
 @click.option(
     "--trigger",
@@ -65,10 +85,12 @@ class Interrupted(BaseException):
 )
 @click.argument("words", nargs=-1, required=True, metavar="-- COMMAND...")
 def run(
-    resource: str,
+    resource: str | None,
     scopes: tuple[str, ...],
     actions: tuple[str, ...],
     params: tuple[str, ...],
+    secrets: tuple[str, ...],
+    secret_files: tuple[str, ...],
     purpose: str | None,
     trigger: str,
     on_behalf_of: str | None,
@@ -77,21 +99,25 @@ def run(
     write_token: Path | None,
     words: tuple[str, ...],
 ) -> int:
-    r"""Open a task, get its credential, run COMMAND with it, and end the task.
+    r"""Open a task, get its credentials, run COMMAND with them, and end the task, and with it every credential.
 
     The command finds the token in TASKPASS_ACCESS_TOKEN, or the path of --write-token in TASKPASS_ACCESS_TOKEN_FILE,
-    and the task in TASKPASS_TASK. Its exit code becomes this one's, 128 plus the number of a signal that ended it.
-    SIGINT, SIGTERM and SIGHUP are passed on to it. When the credential is refused the command is not run.
+    secrets where --secret and --secret-file put them, and the task in TASKPASS_TASK. Its exit code becomes this one's,
+    128 plus the number of a signal that ended it. SIGINT, SIGTERM and SIGHUP are passed on to it. When a credential is
+    refused the command is not run.
 
     \b
-    Example:
+    Examples:
       taskpass run --resource https://invoices.example.com --scope invoices:read \
           --purpose "Answer dispute 4711" -- python answer.py 4711
+      taskpass run --secret "AWS_=reports-bucket reports:read" -- aws s3 ls s3://reports/
+      taskpass run --secret-file "DB=orders-db orders:read" -- python report.py
     """
     context = Context.current()
     with _Signals() as signals:
         try:
-            work = _Work(context, resource=resource, scopes=scopes, actions=actions, params=params)
+            ask = _ask(resource, scopes=scopes, actions=actions, params=params, file=write_token)
+            work = _Work(context, ask, secrets=secrets, secret_files=secret_files)
             with work.task(
                 purpose=purpose or Path(words[0]).name,
                 trigger={"kind": trigger},
@@ -139,15 +165,35 @@ def _at_terminal() -> bool:
         return False
 
 
+def _ask(
+    resource: str | None,
+    *,
+    scopes: Sequence[str],
+    actions: Sequence[str],
+    params: Sequence[str],
+    file: Path | None,
+) -> Ask | None:
+    """What token is wanted, if any. Raises Failure before a task is opened."""
+    if resource is not None:
+        return ask_of(resource, scopes=scopes, actions=actions, params=params, task=None)
+    if scopes or actions or params or file is not None:
+        message = "--scope, --action, --param and --write-token are about a token: give its --resource too."
+        raise Failure("usage", message, exit_code=USAGE)
+    return None
+
+
 class _Work:
     """One task and what happens under it."""
 
     def __init__(
-        self, context: Context, *, resource: str, scopes: Sequence[str], actions: Sequence[str], params: Sequence[str]
+        self, context: Context, ask: Ask | None, *, secrets: Sequence[str], secret_files: Sequence[str]
     ) -> None:
         self._api = Api.of_workload(context)
-        self._wanted = {"resource": resource, "scopes": scopes, "actions": actions, "params": params}
-        ask_of(resource, scopes=scopes, actions=actions, params=params, task=None)  # refused before a task is opened
+        self._ask = ask
+        self._injection = Injection(self._api, variables=secrets, files=secret_files)
+        if ask is None and not self._injection:
+            message = "Give --resource for a token, or --secret or --secret-file."
+            raise Failure("usage", message, exit_code=USAGE)
         self._id = ""
         self._outcome = "failed"
 
@@ -163,23 +209,39 @@ class _Work:
 
     def run(self, words: Sequence[str], *, signals: _Signals, file: Path | None, heartbeat_s: int | None) -> int:
         """The child's exit code."""
-        credential = self._obtain()
         environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
         environment["TASKPASS_TASK"] = self._id
+        renewals: list[Renewal] = []
         try:
-            if file is None:
-                environment["TASKPASS_ACCESS_TOKEN"] = credential.token
-            else:
-                write_secret(file, credential.token)
-                environment["TASKPASS_ACCESS_TOKEN_FILE"] = str(file.absolute())
-            with self._kept_alive(credential, file, heartbeat_s):
+            if self._ask is not None:
+                renewals += self._hand_over(self._obtain(self._ask), file, environment)
+            environment |= self._injection.obtain(self._id)
+            renewals += self._injection.renewals(self._id)
+            with self._kept_alive(renewals, heartbeat_s):
                 code = self._wait(words, environment, signals)
         finally:
             signals.closing = True
+            self._injection.remove()
             if file is not None:
                 file.unlink(missing_ok=True)
         self._outcome = "completed" if code == 0 else f"exit {code}"
         return code
+
+    def _hand_over(self, credential: Credential, file: Path | None, environment: dict[str, str]) -> list[Renewal]:
+        """The token, where the command finds it; in a file it is renewed."""
+        if file is None:
+            environment["TASKPASS_ACCESS_TOKEN"] = credential.token
+            return []
+        write_secret(file, credential.token)
+        environment["TASKPASS_ACCESS_TOKEN_FILE"] = str(file.absolute())
+
+        def renew() -> float:
+            assert self._ask is not None
+            fresh = self._obtain(self._ask)
+            write_secret(file, fresh.token)
+            return fresh.expires_in
+
+        return [(credential.expires_in, renew)]
 
     def _wait(self, words: Sequence[str], environment: Mapping[str, str], signals: _Signals) -> int:
         try:
@@ -191,17 +253,8 @@ class _Work:
         code = signals.child.wait()
         return code if code >= 0 else 128 - code
 
-    def _obtain(self) -> Credential:
-        wanted = self._wanted
-        return self._api.obtain(
-            ask_of(
-                str(wanted["resource"]),
-                scopes=wanted["scopes"],
-                actions=wanted["actions"],
-                params=wanted["params"],
-                task=self._id,
-            )
-        )
+    def _obtain(self, ask: Ask) -> Credential:
+        return self._api.obtain(replace(ask, task=self._id))
 
     def _end(self) -> None:
         path = f"/v1/tasks/{segment(self._id)}/end"
@@ -210,26 +263,24 @@ class _Work:
         except Failure as failure:
             click.echo(f"Task {self._id} could not be ended ({failure.message}); it ends at its deadline.", err=True)
 
-    def _again(self, call: Callable[[], object]) -> None:
+    def _again(self, call: Callable[[], T]) -> T:
         """Once more with a new session if this one is over."""
         try:
-            call()
+            return call()
         except Failure as failure:
             if failure.code != "invalid_client":
                 raise
             self._api.open_session()
-            call()
+            return call()
 
     @contextmanager
-    def _kept_alive(self, credential: Credential, file: Path | None, heartbeat_s: int | None) -> Iterator[None]:
-        """Beats and refreshes on threads of their own while the child runs."""
+    def _kept_alive(self, renewals: Sequence[Renewal], heartbeat_s: int | None) -> Iterator[None]:
+        """Beats and renews on threads of their own while the child runs."""
         over = threading.Event()
-        threads = []
+        threads = [threading.Thread(target=self._renew, args=(over, *each), daemon=True) for each in renewals]
         if heartbeat_s is not None:
             every = heartbeat_s / _BEATS_PER_TIMER
             threads.append(threading.Thread(target=self._beat, args=(over, every), daemon=True))
-        if file is not None:
-            threads.append(threading.Thread(target=self._refresh, args=(over, credential, file), daemon=True))
         for thread in threads:
             thread.start()
         try:
@@ -244,22 +295,16 @@ class _Work:
         while not over.wait(every_s):
             self._say_if_failed("heartbeat", lambda: self._again(lambda: self._api.post(path)))
 
-    def _refresh(self, over: threading.Event, credential: Credential, file: Path) -> None:
-        pause = credential.expires_in * _REFRESH_AT
+    def _renew(self, over: threading.Event, life_s: float, renew: Callable[[], float]) -> None:
+        pause = life_s * _REFRESH_AT
         while not over.wait(pause):
-            pause = _RETRY_S
+            life = self._say_if_failed("new credential", lambda: self._again(renew))
+            pause = _RETRY_S if life is None else life * _REFRESH_AT
 
-            def renew() -> None:
-                nonlocal pause
-                fresh = self._obtain()
-                write_secret(file, fresh.token)
-                pause = fresh.expires_in * _REFRESH_AT
-
-            self._say_if_failed("new token", renew)
-
-    def _say_if_failed(self, what: str, call: Callable[[], None]) -> None:
+    def _say_if_failed(self, what: str, call: Callable[[], T]) -> T | None:
         try:
-            call()
-        except (Failure, OSError) as error:
+            return call()
+        except (Failure, SdkError, OSError) as error:
             code = getattr(error, "code", "system")
             click.echo(f"taskpass: no {what} ({code}): {error}", err=True)
+            return None

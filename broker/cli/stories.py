@@ -118,8 +118,10 @@ def _issued(event: Body) -> str:
 def _standing(after: object) -> str | None:
     if not isinstance(after, Mapping):
         return None
-    if after.get("state") == "revoked":
+    if after.get("state") == "revoked" and "by" in after:
         return f"revoked by {after['by']} at {clock(after['at'])}: {after['reason']}"
+    if "gone_at" in after:
+        return f"{after['state']}; seen gone at its backend at {after['gone_at']}, position {after['gone_seq']}"
     return f"{after['state']} (until {clock(after['until'])})" if "until" in after else str(after.get("state"))
 
 

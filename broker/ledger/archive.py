@@ -169,7 +169,8 @@ class Archivist:
                 else:
                     high = middle
             (oldest_task,) = r.execute("SELECT min(opened_seq) FROM tasks WHERE state = 'active'").fetchone()
-        stop = min(low, head.floor, head.size if oldest_task is None else oldest_task)
+            (oldest_there,) = r.execute("SELECT min(seq) FROM external_grants WHERE next_try IS NOT NULL").fetchone()
+        stop = min(low, head.floor, *(seq for seq in (oldest_task, oldest_there) if seq is not None))
         return Archived(head.archived, max(stop // TILE_WIDTH * TILE_WIDTH, head.archived))
 
     def run(self, before_ms: int) -> Archived:

@@ -1,14 +1,24 @@
 """Which epoch a position belongs to: the ids of one that was restored stay resolvable in those that come after it."""
 
-from broker.ledger import Address, Reader
+from broker.ledger import Address, Reader, Tx
 
 
 def epoch_of(r: Reader, seq: int) -> str:
     """The epoch that `seq` was written in."""
-    row = r.execute("SELECT epoch FROM epochs WHERE first_seq <= ? ORDER BY first_seq DESC LIMIT 1", (seq,)).fetchone()
-    return str(row[0]) if row else r.head().epoch
+    return _noted(r, seq) or r.head().epoch
+
+
+def epoch_in(tx: Tx, seq: int) -> str:
+    """The same, inside a transaction that begins none."""
+    return _noted(tx, seq) or tx.epoch
 
 
 def is_here(r: Reader, address: Address) -> bool:
     """Whether an id points into this ledger: what was issued after a backup, and lost with a restore, does not."""
     return 0 <= address.seq < r.head().size and epoch_of(r, address.seq) == address.epoch
+
+
+def _noted(r: Reader | Tx, seq: int) -> str | None:
+    """None while there was only one."""
+    row = r.execute("SELECT epoch FROM epochs WHERE first_seq <= ? ORDER BY first_seq DESC LIMIT 1", (seq,)).fetchone()
+    return str(row[0]) if row else None

@@ -103,6 +103,36 @@ EVENT_TYPES = _table(
             f"{_ASKED_MAYBE} {_VERDICT_MAYBE} implicit",
         ),
         _type("failed", "An issuance that was committed and could not be minted: nothing left.", "jti task why"),
+        # --- credentials that live at a backend: an intent, what finds it there, and how it ended
+        _type(
+            "issuing",
+            "A credential at a backend, decided and fixed. Nothing has been asked of the backend yet.",
+            f"{_ASKED} {_VERDICT} task resource actions jti issuer ending iat exp",
+            f"{_ASKED_MAYBE} {_VERDICT_MAYBE} implicit",
+        ),
+        _type("prepared", "What will find the credential at its backend is on record.", "jti task issuer handle"),
+        _type(
+            "delivered",
+            "The backend made it and every guard still held. It leaves only after this is durable.",
+            "jti task issuer handle exp",
+        ),
+        _type(
+            "revoking",
+            "It must end at its backend, and whoever asked for it has not got it, or gives it back.",
+            "jti task issuer why",
+            "handle actor",
+        ),
+        _type("gone", "A look at the backend found that it is not there any more.", "jti task issuer how", "note"),
+        _type(
+            "stuck",
+            "A credential that must end is still there after many tries. The broker goes on trying.",
+            "jti task issuer tries problem",
+        ),
+        _type(
+            "orphan.ended",
+            "The backend had something that bears our name and no grant owns. It is not there any more.",
+            "issuer handle",
+        ),
         _type(
             "refused",
             "An authenticated caller was refused, and why.",

@@ -12,7 +12,7 @@ from typing import Literal
 from broker.attest.trust import GitHubTrust, KeyTrust, SpiffeTrust, TrustRow
 from broker.errors import Problem
 from broker.jose import JoseError, load_jwks, thumbprint
-from broker.model import Identity
+from broker.model import ACCESS_TOKEN, Identity
 from broker.registry.identity import overlap
 from broker.registry.schema import ALL_OWNERS, AgentRow, IdentityRow, Rows
 from broker.registry.text import shown
@@ -95,6 +95,8 @@ def _resources(rows: Rows, declared: Declared) -> Iterator[tuple[str, Found]]:
             holder = actions.setdefault(action_id.casefold(), resource_id)
             if holder != resource_id:
                 yield resource_id, (("actions", action_id), f"resource {holder} has the action {action_id} already")
+        if resource.issuer == ACCESS_TOKEN and resource.settings:
+            yield resource_id, (("settings",), "settings are for an issuer of secrets; access tokens have none")
         folded = {action_id.casefold() for action_id in resource.actions}
         if len(folded) != len(resource.actions):
             yield resource_id, (("actions",), "two actions differ only in upper and lower case")

@@ -80,6 +80,7 @@ class Registry:
                 leaves_boundary=row.leaves_boundary,
                 retention=row.retention,
                 issuer=row.issuer,
+                settings=row.settings,
             )
             for key, row in self.rows.resources.items()
         }

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from broker.attest.trust import GitHubTrust, KeySource, KeyTrust, KubernetesTrust, OidcTrust, SpiffeTrust, TrustRow
 from broker.jose import JoseError, load_jwk
-from broker.model import ParameterType, Right
+from broker.model import ACCESS_TOKEN, ParameterType, Right
 from broker.registry.text import shown, unsafe_character
 
 ID_RULE = "1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit"
@@ -226,7 +226,8 @@ class ResourceRow(_Row):
     fields: tuple[Line, ...] = ()
     leaves_boundary: bool
     retention: Line
-    issuer: Id = "access_token"
+    issuer: Id = ACCESS_TOKEN
+    settings: dict[str, Any] = {}  # the issuer's own, checked by it when the registry is loaded
 
 
 class OperatorRow(_Row):

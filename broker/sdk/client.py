@@ -18,11 +18,12 @@ from weakref import WeakValueDictionary
 
 import httpx2
 
-from broker.sdk import protocol
+from broker.sdk import protocol, secret
 from broker.sdk.clock import Elapsed, elapsed_ns
 from broker.sdk.errors import Unavailable
 from broker.sdk.identity import Identity
 from broker.sdk.protocol import Ask, Assertion, Credential, Flow, Request, Response, Session
+from broker.sdk.secret import Secret
 from broker.sdk.task import AsyncTask, Task, TaskWish
 from broker.sdk.wallet import Wallet
 
@@ -96,6 +97,30 @@ class Client:
         wish = TaskWish(purpose, trigger, on_behalf_of, deadline, heartbeat, parent)
         return Task(client=self, wallet=self._wallet, session=self._session, wish=wish)
 
+    def secret(
+        self,
+        resource: str,
+        *,
+        actions: Iterable[str] = (),
+        parameters: Mapping[str, Any] | None = None,
+        task: str | None = None,
+        ttl: int | None = None,
+    ) -> Secret:
+        """A new secret of `resource`, for `ttl` seconds at most. Each call makes one: keep it as long as you need it.
+
+        Raises ApprovalNeeded, Never, Held, and the rest of BrokerError.
+        """
+        body = secret.wish(resource, actions=actions, parameters=parameters, task=task, ttl_s=ttl)
+        return self.run(secret.obtain_secret(self.issuer, self._session, body))
+
+    def secret_state(self, secret_id: str) -> dict[str, Any]:
+        """What the broker knows of one of this agent's secrets, its values excepted."""
+        return self.run(secret.secret_state(self.issuer, self._session, secret_id))
+
+    def revoke_secret(self, secret_id: str) -> dict[str, Any]:
+        """Give a secret back early; its state then, which is `revoked` only once the backend confirmed it."""
+        return self.run(secret.revoke_secret(self.issuer, self._session, secret_id))
+
     def whoami(self) -> dict[str, Any]:
         """Who the broker takes this workload for."""
         return self.run(protocol.whoami(self.issuer, self._session))
@@ -127,7 +152,11 @@ class Client:
         body = bytearray()
         try:
             with self._http.stream(
-                request.method, request.url, headers=dict(request.headers), content=request.body
+                request.method,
+                request.url,
+                headers=dict(request.headers),
+                content=request.body,
+                timeout=_timeout(request),
             ) as answer:
                 for chunk in answer.iter_bytes():
                     body += chunk
@@ -206,6 +235,30 @@ class AsyncClient:
         wish = TaskWish(purpose, trigger, on_behalf_of, deadline, heartbeat, parent)
         return AsyncTask(client=self, wallet=self._wallet, session=self._session, wish=wish)
 
+    async def secret(
+        self,
+        resource: str,
+        *,
+        actions: Iterable[str] = (),
+        parameters: Mapping[str, Any] | None = None,
+        task: str | None = None,
+        ttl: int | None = None,
+    ) -> Secret:
+        """A new secret of `resource`, for `ttl` seconds at most. Each call makes one: keep it as long as you need it.
+
+        Raises ApprovalNeeded, Never, Held, and the rest of BrokerError.
+        """
+        body = secret.wish(resource, actions=actions, parameters=parameters, task=task, ttl_s=ttl)
+        return await self.run(secret.obtain_secret(self.issuer, self._session, body))
+
+    async def secret_state(self, secret_id: str) -> dict[str, Any]:
+        """What the broker knows of one of this agent's secrets, its values excepted."""
+        return await self.run(secret.secret_state(self.issuer, self._session, secret_id))
+
+    async def revoke_secret(self, secret_id: str) -> dict[str, Any]:
+        """Give a secret back early; its state then, which is `revoked` only once the backend confirmed it."""
+        return await self.run(secret.revoke_secret(self.issuer, self._session, secret_id))
+
     async def whoami(self) -> dict[str, Any]:
         """Who the broker takes this workload for."""
         return await self.run(protocol.whoami(self.issuer, self._session))
@@ -242,7 +295,11 @@ class AsyncClient:
         body = bytearray()
         try:
             async with self._http.stream(
-                request.method, request.url, headers=dict(request.headers), content=request.body
+                request.method,
+                request.url,
+                headers=dict(request.headers),
+                content=request.body,
+                timeout=_timeout(request),
             ) as answer:
                 async for chunk in answer.aiter_bytes():
                     body += chunk
@@ -255,6 +312,10 @@ class AsyncClient:
 def _bounded(body: bytearray) -> None:
     if len(body) > protocol.MAX_ANSWER:
         raise Unavailable(f"The broker sent an answer of more than {protocol.MAX_ANSWER} bytes.")
+
+
+def _timeout(request: Request) -> Any:  # noqa: ANN401  (the library has no public type for "the client's own")
+    return httpx2.USE_CLIENT_DEFAULT if request.timeout_s is None else request.timeout_s
 
 
 def _lowered(headers: Mapping[str, str]) -> dict[str, str]:

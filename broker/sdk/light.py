@@ -32,11 +32,12 @@ def run(flow: Flow[T], *, identity: Identity) -> T:
 def send(request: Request) -> Response:
     """One exchange on a connection of its own. Redirects are answers, not instructions. Raises Unavailable."""
     url = urlsplit(request.url)
+    timeout_s = TIMEOUT_S if request.timeout_s is None else request.timeout_s
     connection: HTTPConnection
     if url.scheme == "https":
-        connection = HTTPSConnection(url.netloc, timeout=TIMEOUT_S, context=ssl.create_default_context())
+        connection = HTTPSConnection(url.netloc, timeout=timeout_s, context=ssl.create_default_context())
     else:
-        connection = HTTPConnection(url.netloc, timeout=TIMEOUT_S)
+        connection = HTTPConnection(url.netloc, timeout=timeout_s)
     try:
         target = f"{url.path or '/'}?{url.query}" if url.query else url.path or "/"
         connection.request(request.method, target, body=request.body or None, headers=dict(request.headers))

@@ -43,6 +43,7 @@ class Request:
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: bytes = field(default=b"", repr=False)
+    timeout_s: float | None = None  # None: as for any other
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,22 +161,22 @@ def open_task(
         "parent": parent,
     }
     body = {name: value for name, value in wanted.items() if value is not None}
-    task = yield from _call(issuer, session, "POST", "/v1/tasks", body)
+    task = yield from call(issuer, session, "POST", "/v1/tasks", body)
     if not isinstance(task.get("id"), str):
-        raise _garbled()
+        raise garbled()
     return task
 
 
 def beat(issuer: str, session: Session, task_id: str) -> Flow[dict[str, Any]]:
     """Tell the broker that the task's worker is alive. Raises TaskOver when it is no longer wanted."""
-    return (yield from _call(issuer, session, "POST", f"/v1/tasks/{quote(task_id, safe='')}/heartbeat", {}))
+    return (yield from call(issuer, session, "POST", f"/v1/tasks/{quote(task_id, safe='')}/heartbeat", {}))
 
 
 def end_task(issuer: str, session: Session, task_id: str, *, outcome: str) -> Flow[dict[str, Any]]:
     """End the task, and with it everything issued under it. Ending one that is over already is not an error."""
     try:
         return (
-            yield from _call(issuer, session, "POST", f"/v1/tasks/{quote(task_id, safe='')}/end", {"outcome": outcome})
+            yield from call(issuer, session, "POST", f"/v1/tasks/{quote(task_id, safe='')}/end", {"outcome": outcome})
         )
     except TaskOver:
         return {"id": task_id}
@@ -183,15 +184,22 @@ def end_task(issuer: str, session: Session, task_id: str, *, outcome: str) -> Fl
 
 def whoami(issuer: str, session: Session) -> Flow[dict[str, Any]]:
     """Who the broker takes this workload for."""
-    return (yield from _call(issuer, session, "GET", "/v1/whoami", None))
+    return (yield from call(issuer, session, "GET", "/v1/whoami", None))
 
 
-def _call(
-    issuer: str, session: Session, method: str, path: str, body: Mapping[str, Any] | None
+def call(
+    issuer: str,
+    session: Session,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None,
+    *,
+    timeout_s: float | None = None,
 ) -> Flow[dict[str, Any]]:
+    """One exchange at `/v1` under a session, which is opened, or opened again, when it must be."""
     if session.token is None:
         session.token = yield from _open_session(issuer)
-    request = _json_request(method, issuer + path, body)
+    request = replace(_json_request(method, issuer + path, body), timeout_s=timeout_s)
     response = yield _bearing(request, session.token)
     if response.status == 401:  # it ran out, or a kill covers it: prove the identity again, once
         session.token = None
@@ -205,7 +213,7 @@ def _open_session(issuer: str) -> Flow[str]:
     response = yield _bearing(_json_request("POST", f"{issuer}/v1/sessions", {}), assertion)
     token = answer_of(response).get("session_token")
     if not isinstance(token, str):
-        raise _garbled()
+        raise garbled()
     return token
 
 
@@ -232,7 +240,7 @@ def answer_of(response: Response) -> dict[str, Any]:
     if not isinstance(body, dict):
         body = {} if response.status >= 400 else None
     if body is None:
-        raise _garbled()
+        raise garbled()
     if 200 <= response.status < 300:
         return body
     raise refusal(response.status, body, response.headers)
@@ -284,7 +292,7 @@ def _credential(ask: Ask, body: Mapping[str, Any]) -> Credential:
     details = body.get("authorization_details", [])
     good = isinstance(token, str) and type(expires_in) is int and isinstance(scope, str) and isinstance(details, list)
     if not good or str(body.get("token_type")).lower() != "bearer":
-        raise _garbled()
+        raise garbled()
     assert isinstance(token, str)
     assert isinstance(expires_in, int)
     return Credential(
@@ -298,7 +306,8 @@ def _credential(ask: Ask, body: Mapping[str, Any]) -> Credential:
     )
 
 
-def _garbled() -> Unavailable:
+def garbled() -> Unavailable:
+    """What to raise for an answer without what must be in it."""
     return Unavailable("The broker's answer was not understood.", code="server_error", status=502)
 
 

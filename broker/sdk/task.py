@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from broker.sdk import protocol
 from broker.sdk.errors import BrokerError, SdkError, TaskOver, Unavailable
 from broker.sdk.protocol import Credential, Flow, Session
+from broker.sdk.secret import Secret
 from broker.sdk.wallet import Wallet
 
 if TYPE_CHECKING:
@@ -115,6 +116,17 @@ class Task(_TaskState):
         """A credential under this task. Raises TaskOver once it has ended, and as `Client.obtain` does."""
         return self._client.obtain(resource, scope=scope, authorization_details=authorization_details, task=self.id)
 
+    def secret(
+        self,
+        resource: str,
+        *,
+        actions: Iterable[str] = (),
+        parameters: Mapping[str, Any] | None = None,
+        ttl: int | None = None,
+    ) -> Secret:
+        """A new secret under this task, which ends with it. Raises as `Client.secret` does."""
+        return self._client.secret(resource, actions=actions, parameters=parameters, task=self.id, ttl=ttl)
+
     def __enter__(self) -> Self:
         self._body = self._client.run(self._opening(self._client.issuer))
         if (every := self._beat_every()) is not None:
@@ -171,6 +183,17 @@ class AsyncTask(_TaskState):
         return await self._client.obtain(
             resource, scope=scope, authorization_details=authorization_details, task=self.id
         )
+
+    async def secret(
+        self,
+        resource: str,
+        *,
+        actions: Iterable[str] = (),
+        parameters: Mapping[str, Any] | None = None,
+        ttl: int | None = None,
+    ) -> Secret:
+        """A new secret under this task, which ends with it. Raises as `AsyncClient.secret` does."""
+        return await self._client.secret(resource, actions=actions, parameters=parameters, task=self.id, ttl=ttl)
 
     async def __aenter__(self) -> Self:
         self._body = await self._client.run(self._opening(self._client.issuer))

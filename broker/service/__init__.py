@@ -2,6 +2,7 @@
 decides, and commits state and event together.
 
     Issuance    a credential for one task: the numbered main path
+    Credentials secrets at backends: the same path, then the backend, then a second commit
     Tasks       open, heartbeat, end
     KillSwitch  pause, kill, hold, resume, and receipts that prove it
     Evidence    explain, receipts, introspection, the ledger's proofs
@@ -13,13 +14,14 @@ from dataclasses import dataclass
 
 from broker.service.admin import Admin
 from broker.service.callers import Callers
+from broker.service.credentials import Credentials
 from broker.service.evidence import Evidence
 from broker.service.issuance import Issuance
 from broker.service.kill_switch import KillSwitch
 from broker.service.refusals import Refusals
 from broker.service.tasks import Tasks
 
-__all__ = ["Admin", "Broker", "Callers", "Evidence", "Issuance", "KillSwitch", "Refusals", "Tasks"]
+__all__ = ["Admin", "Broker", "Callers", "Credentials", "Evidence", "Issuance", "KillSwitch", "Refusals", "Tasks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Broker:
 
     callers: Callers
     issuance: Issuance
+    credentials: Credentials
     tasks: Tasks
     kill_switch: KillSwitch
     evidence: Evidence

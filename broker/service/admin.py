@@ -47,6 +47,7 @@ class Admin:
         origin: str,
         registry_dir: Path,
         policies_dir: Path,
+        check_settings: Callable[[Registry], Sequence[Problem]],
         now: Callable[[], int],
     ) -> None:
         self._rules = rules
@@ -56,6 +57,7 @@ class Admin:
         self._origin = origin
         self._registry_dir = registry_dir
         self._policies_dir = policies_dir
+        self._check_settings = check_settings
         self._now = now
 
     async def reload(
@@ -100,6 +102,9 @@ class Admin:
         """Parse the files. What is not asked for comes from what is in force. Raises ConfigurationInvalid."""
         registry = load(self._registry_dir) if what != "policies" else self._rules.current.registry
         trust_rows(registry)  # refuses two vouchers for one subject
+        problems = self._check_settings(registry)
+        if problems:
+            raise ConfigurationInvalid("The registry does not fit the issuers.", problems=problems)
         try:
             if what == "registry":
                 return Loaded(registry, bundle_from_content(bundle_content(self._rules.current.bundle), registry))

@@ -5,6 +5,7 @@ Pure. Reading happens before the caller is known, so it only bounds and shapes; 
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from broker import jose
@@ -36,6 +37,7 @@ _ID = re.compile(r"[A-Za-z0-9._:/-]{1,200}")
 _SCOPE_TOKEN = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]{1,128}")
 _MAX_SCOPES = 32
 _MAX_DETAILS = 4096
+_MAX_RESOURCE = 512
 _MAX_INTEGER = 2**53 - 1
 
 Grant = Literal["client_credentials", "jwt_bearer"]
@@ -115,7 +117,7 @@ def _resource(form: Mapping[str, str]) -> str:
     resource = form.get("resource")
     if resource is None:
         raise InvalidTarget("resource is missing: name the one audience that the token is for.")
-    if "#" in resource or "://" not in resource or len(resource) > 512:
+    if "#" in resource or "://" not in resource or len(resource) > _MAX_RESOURCE:
         raise InvalidTarget("resource must be an absolute URI without a fragment.")
     return resource
 
@@ -147,7 +149,10 @@ def _details(text: str) -> Mapping[str, Any]:
         raise InvalidDetails(f"authorization_details is not acceptable JSON: {error}.") from None
     if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], dict):
         raise InvalidDetails("authorization_details must be an array of exactly one object.")
-    details = value[0]
+    return _task_action(value[0])
+
+
+def _task_action(details: Mapping[str, Any]) -> Mapping[str, Any]:
     if details.get("type") != DETAILS_TYPE:
         raise InvalidDetails(f"authorization_details type must be {DETAILS_TYPE!r}.")
     unknown = sorted(details.keys() - {"type", "actions", "parameters", "locations"})
@@ -161,6 +166,38 @@ def _details(text: str) -> Mapping[str, Any]:
     if not isinstance(parameters, dict):
         raise InvalidDetails("parameters must be an object.")
     return details
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialAsk:
+    """A request for a credential at a backend. `resource` is a resource's id, or its audience."""
+
+    resource: str
+    actions: Sequence[str]
+    parameters: Mapping[str, Any]
+    task: str | None = None
+    ttl_s: int | None = None
+
+    def checked(self) -> "CredentialAsk":
+        """Itself, if its members are within bounds. Raises Malformed."""
+        if self.ttl_s is not None and self.ttl_s < 1:
+            raise Malformed("ttl_seconds must be at least 1.")
+        if not 1 <= len(self.resource) <= _MAX_RESOURCE:
+            raise Malformed("resource must be a resource's id, or its audience.")
+        return self
+
+    def narrowed(self, registry: Registry, *, traceparent: str | None = None) -> TokenRequest:
+        """The same request in the form of a token's, so that both are narrowed by one rule. Raises Malformed."""
+        resource = registry.resources.get(self.resource)
+        details = {"type": DETAILS_TYPE, "actions": list(self.actions), "parameters": dict(self.parameters)}
+        return TokenRequest(
+            grant="client_credentials",
+            assertion="",
+            resource=self.resource if resource is None else resource.audience,
+            task=None if self.task is None else _identifier({"task": self.task}, "task"),
+            details=_task_action(details),
+            traceparent=traceparent,
+        )
 
 
 def target(registry: Registry, request: TokenRequest) -> Resource:

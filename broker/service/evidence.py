@@ -11,15 +11,17 @@ from broker.errors import Forbidden, NotFound
 from broker.keys import Keyring
 from broker.ledger import Ledger, Reader, StoredEvent, make_id, parse_id, views
 from broker.ledger.epochs import epoch_of, is_here
+from broker.ledger.external_views import ExternalRow, external_grant, external_grant_by_id, external_of_task
 from broker.ledger.proofs import Proofs
 from broker.model import AgentCaller, Caller, OperatorCaller, Right, VerifierCaller
-from broker.revocation import claims_of
+from broker.revocation import claims_of, external_receipt
 from broker.rules import RulesInForce
 from broker.service.callers import kind_of, may_see, need
+from broker.service.credentials import external_json
 from broker.stops import Stops
 from broker.wire import Match
 
-_OUTCOMES = {"issued": "automatic", "approval.requested": "approval", "refused": "refused", "failed": "failed"}
+_OUTCOMES = frozenset({"issued", "issuing", "approval.requested", "refused", "failed"})
 _MAX_TOKEN_LIFE_S = 86_400
 
 
@@ -70,24 +72,14 @@ class Evidence:
         with self._ledger.read() as r:
             task = views.task(r, task_id)
             if task is None:
-                grant = views.grant_by_id(r, task_id)
+                grant = views.grant_by_id(r, task_id) or external_grant_by_id(r, task_id)
                 if (
                     grant is None
                     or grant.task != task_id
                     or not may_see(self._rules.current.registry, caller, grant.agent)
                 ):
                     return self._archived_task(r, caller, task_id, missing)
-                event = self._proofs.event(r, grant.seq)
-                return {
-                    "task": task_id,
-                    "agent": grant.agent,
-                    "state": "implicit",
-                    "opened": event.t,
-                    "purpose": None,
-                    "trigger": "implicit",
-                    "events": [self._explained(r, event)],
-                    "head": _head(r),
-                }
+                return self._implicit_receipt(r, grant)
             if not may_see(self._rules.current.registry, caller, task.agent):
                 raise missing
             events = [self._proofs.event(r, seq) for seq in views.task_story(r, task_id)]
@@ -103,8 +95,24 @@ class Evidence:
                 "purpose": views.text(r, f"{task_id}/purpose"),
                 "on_behalf_of": views.text(r, f"{task_id}/on_behalf_of"),
                 "events": [self._explained(r, event) for event in events],
+                "external": external_receipt(external_of_task(r, task_id)),
                 "head": _head(r),
             }
+
+    def _implicit_receipt(self, r: Reader, grant: views.GrantRow | ExternalRow) -> dict[str, Any]:
+        """A task that exists only inside the event of its one credential."""
+        event = self._proofs.event(r, grant.seq)
+        return {
+            "task": grant.task,
+            "agent": grant.agent,
+            "state": "implicit",
+            "opened": event.t,
+            "purpose": None,
+            "trigger": "implicit",
+            "events": [self._explained(r, event)],
+            "external": external_receipt(external_of_task(r, grant.task)),
+            "head": _head(r),
+        }
 
     def _archived_task(self, r: Reader, caller: Caller, task_id: str, missing: NotFound) -> dict[str, Any]:
         """How a task began whose rows went with the archived events. Raises InArchive where there is no archive."""
@@ -138,6 +146,12 @@ class Evidence:
             told["decision_id"] = make_id("dec", epoch_of(r, event.seq), event.seq)
         if event.type == "issued":
             told["after"] = self._standing(r, event)
+        if event.type == "issuing":
+            external = external_grant(r, event.seq)
+            if external is not None:
+                told["after"] = external_json(external)
+            else:  # its row went with the event; nothing that may be at a backend is archived
+                told["after"] = {"state": "over", "until": event.body["exp"] * 1000}
         return told
 
     def _standing(self, r: Reader, event: StoredEvent) -> dict[str, Any]:

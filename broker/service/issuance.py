@@ -17,31 +17,27 @@ all, commit all in one transaction, mint all. A failing request fails alone. The
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import structlog
 
-import policies
-from broker.approvals import PENDING_MS, intent
 from broker.attest import AttestationFailed, KeysNeeded
-from broker.errors import AccessDenied, InvalidGrant, NotAuthenticated, TaskpassError, UnauthorizedClient, Unavailable
+from broker.errors import InvalidGrant, NotAuthenticated, TaskpassError, Unavailable
 from broker.ledger import Command, LedgerUnavailable
 from broker.ledger.commands.guards import Stale
-from broker.ledger.commands.issue import Asked, Fail, Issue, Issued, Pend, Pending, Refuse, Refused, Verdict
+from broker.ledger.commands.issue import Fail, Issue, Issued, Pending, Refused
 from broker.ledger.writer import Writer
-from broker.model import Action, Agent, Ask, Resource, Workload
 from broker.rules import Rules, RulesInForce
-from broker.service.asks import TokenRequest, narrow, outside_boundary, target
+from broker.service.asks import TokenRequest
 from broker.service.batching import TickBatcher
-from broker.service.outcomes import approval_needed, never, refusal_error
+from broker.service.outcomes import approval_needed
 from broker.service.refusals import Refusals
-from broker.service.task_facts import TaskFacts, TaskFactsReader
-from broker.stops import Stops
-from issuers import Issuer, Order
+from broker.service.steps import Case, Steps, split_actions
+from issuers import Order, TokenIssuer
 
 log = structlog.get_logger(__name__)
 
@@ -62,33 +58,10 @@ Tell = Callable[[TokenAnswer | Exception], None]
 
 
 @dataclass(slots=True)
-class _Case:
-    """One request on its way through the steps. It is done once `result` is set."""
+class _Case(Case):
+    """One token request on its way."""
 
-    request: TokenRequest
-    workload: Workload | None = None
-    agent: Agent | None = None
-    resource: Resource | None = None
-    ask: Ask | None = None
-    facts: TaskFacts | None = None
-    verdict: Verdict | None = None
-    gates: Sequence[policies.Gate] = ()
-    refusal: tuple[str, TaskpassError] | None = None  # authenticated, refused, not yet recorded
     issued: Issued | None = None
-    result: TokenAnswer | Exception | None = None
-
-    @property
-    def open(self) -> bool:
-        """Still on its way to a decision."""
-        return self.result is None and self.refusal is None
-
-    def start_over(self) -> None:
-        """Forget what was decided by rules that are not in force any more."""
-        self.refusal, self.verdict, self.gates = None, None, ()
-
-    def refuse(self, reason: str, error: TaskpassError) -> None:
-        """Refuse an authenticated caller: the commit records it."""
-        self.refusal = (reason, error)
 
 
 class Issuance:
@@ -99,9 +72,8 @@ class Issuance:
         *,
         rules: RulesInForce,
         writer: Writer,
-        task_facts: TaskFactsReader,
-        issuer: Issuer,
-        stops: Stops,
+        steps: Steps,
+        issuer: TokenIssuer,
         refusals: Refusals,
         iss: str,
         token_endpoint: str,
@@ -111,9 +83,8 @@ class Issuance:
     ) -> None:
         self._rules = rules
         self._writer = writer
-        self._task_facts = task_facts
+        self._steps = steps
         self._issuer = issuer
-        self._stops = stops
         self._refusals = refusals
         # rfc7523bis: a client assertion names the issuer and nothing else; a grant may name the endpoint instead.
         self._audiences = {"client_credentials": frozenset({iss}), "jwt_bearer": frozenset({iss, token_endpoint})}
@@ -163,9 +134,9 @@ class Issuance:
             rules = self._rules.current
             for case in waiting:
                 case.start_over()
-            for step in (self._authenticate, self._map, self._load_task, self._narrow):  # 2, 3, 4, 5
+            for step in (self._authenticate, self._map, self._steps.load_task, self._steps.narrow):  # 2, 3, 4, 5
                 _each(step, rules, waiting)
-            self._decide(rules, [case for case in waiting if case.open])  # 6
+            self._steps.decide(rules, [case for case in waiting if case.open])  # 6
             if await self._commit(rules, [case for case in waiting if case.result is None]):  # 7, 8
                 await self._rules.catch_up()
         await self._mint([case for case in cases if case.issued is not None])  # 9, 10
@@ -196,17 +167,8 @@ class Issuance:
             case.result = _unauthenticated(case.request, match.sentence, presented=dict(case.workload.claims))
             return
         agent = case.agent = rules.registry.agents[match.id]
-        problems = rules.registry.agent_problems(agent, self._now())
-        if problems:
-            case.refuse(
-                "agent_blocked",
-                UnauthorizedClient(
-                    f"Agent {agent.id} gets nothing until its registration is mended.",
-                    problems=[str(problem) for problem in problems],
-                    next=f"Its owner is {agent.owner}: correct the registration, then `taskpass reload`.",
-                ),
-            )
-        elif case.request.client_id not in (None, agent.id, case.workload.subject):
+        self._steps.standing(rules, case)
+        if case.open and case.request.client_id not in (None, agent.id, case.workload.subject):
             case.refuse(
                 "client_id_differs",
                 NotAuthenticated(
@@ -214,46 +176,6 @@ class Issuance:
                     next="Send no client_id.",
                 ),
             )
-
-    def _load_task(self, _: Rules, case: _Case) -> None:
-        """4: the task as the caller's own; another agent's does not exist."""
-        assert case.agent is not None
-        case.facts = self._task_facts.of(case.request.task, case.agent.id)
-        if case.facts is None:
-            case.refuse("task_not_found", UnauthorizedClient(f"There is no task {case.request.task} of yours."))
-
-    def _narrow(self, rules: Rules, case: _Case) -> None:
-        """5: what is asked, typed, within what is registered."""
-        assert case.agent is not None
-        try:
-            case.resource = target(rules.registry, case.request)
-            case.ask = narrow(rules.registry, case.agent, case.request)
-        except TaskpassError as error:
-            case.refuse(error.code, error)
-            return
-        claims = {"sub": case.agent.id, "aud": case.resource.audience, "task": case.request.task or ""}
-        case.result = self._stopped(claims, None)
-
-    def _decide(self, rules: Rules, cases: Sequence[_Case]) -> None:
-        """6: all cases in one batch of policy requests, one for each action."""
-        asked = [_policy_requests(case) for case in cases]
-        decisions = iter(rules.engine.decide_batch([each for requests in asked for each in requests]))
-        for case, requests in zip(cases, asked, strict=True):
-            decided = [next(decisions) for _ in requests]
-            assert case.agent is not None
-            assert case.ask is not None
-            if case.request.scope is None and case.request.details is None:
-                case.ask, decided = _default_scope(case.ask, decided)
-            decision = policies.combine(decided)
-            beyond = outside_boundary(case.agent, case.ask)
-            if beyond:
-                beyond_review = f"{' '.join(beyond)} is outside the boundary reviewed for {case.agent.id}"
-                decision = policies.combine([decision, _never(decision.bundle, beyond_review)])
-            case.verdict = rules.verdict(decision)
-            if isinstance(decision, policies.Approval):
-                case.gates = decision.gates
-            elif isinstance(decision, policies.Never):
-                case.refuse("never", never(decision, case.agent))
 
     async def _commit(self, rules: Rules, cases: Sequence[_Case]) -> bool:
         """7, 8: one ledger batch; every guard is read again inside it. True when some must be decided again."""
@@ -272,7 +194,7 @@ class Issuance:
                 case Pending():
                     case.result = approval_needed(outcome, case.gates, case.verdict)
                 case Refused():
-                    case.result = self._refused(case, outcome)
+                    case.result = self._steps.refused(case, outcome)
                 case _:
                     log.error("commit_failed", error=repr(outcome))
                     case.result = Unavailable(
@@ -281,31 +203,14 @@ class Issuance:
         return stale
 
     def _command(self, rules: Rules, case: _Case) -> Command:
-        agent, workload = case.agent, case.workload
-        assert agent is not None
-        assert workload is not None
-        asked = Asked(agent.id, agent.owner, workload, case.request.task, case.ask, case.request.traceparent)
-        if case.refusal is not None:
-            reason, error = case.refusal
-            return Refuse(asked, reason, error.sentence, case.verdict)
-        assert case.ask is not None
+        other = self._steps.without_issuing(rules, case)
+        if other is not None:
+            return other
+        assert case.agent is not None
         assert case.verdict is not None
         assert case.resource is not None
-        if case.gates:
-            wanted = intent(agent=agent.id, task=case.request.task, ask=case.ask, policy_hash=rules.policy_hash)
-            gates = [asdict(gate) for gate in case.gates]
-            return Pend(asked, case.verdict, wanted.digest, wanted.canonical, gates, PENDING_MS)
-        ttl_ms = min(self._ttl_ms, agent.limits.token_ttl_s * 1000)
-        return Issue(asked, case.verdict, case.resource.audience, ttl_ms)
-
-    def _refused(self, case: _Case, refused: Refused) -> TaskpassError:
-        """The answer to a recorded refusal: the one decided on, unless a guard at the commit refused first."""
-        if case.refusal is not None and case.refusal[0] == refused.reason:
-            error = case.refusal[1]
-        else:
-            error = refusal_error(refused, grant=case.request.grant)
-        error.decision_id = refused.decision_id
-        return error
+        ttl_ms = min(self._ttl_ms, case.agent.limits.token_ttl_s * 1000)
+        return Issue(case.asked(), case.verdict, case.resource.audience, ttl_ms)
 
     async def _mint(self, cases: Sequence[_Case]) -> None:
         """9, 10: sign what was committed. A failure is recorded; the position stays spent."""
@@ -319,7 +224,7 @@ class Issuance:
         for case, order, token in zip(cases, orders, tokens, strict=True):
             assert case.issued is not None
             claims = {"sub": order.agent, "aud": order.audience, "task": order.task, "jti": order.jti}
-            case.result = self._stopped(claims, order.kid)  # again: a kill may have come since the commit was sent
+            case.result = self._steps.stopped(claims, order.kid)  # again: a kill may have come meanwhile
             if case.result is not None:
                 await self._fail(case.issued, "killed")
             elif isinstance(token, Exception):
@@ -336,14 +241,6 @@ class Issuance:
         with suppress(LedgerUnavailable):
             await self._writer.submit(Fail(issued, why))
 
-    def _stopped(self, claims: Mapping[str, Any], kid: str | None) -> AccessDenied | None:
-        """The refusal, while a kill that the ledger has yet to record covers such a credential."""
-        stop = self._stops.covering(claims, kid)
-        if stop is None:
-            return None
-        sentence = f"Issuance is on hold by a kill that the ledger has yet to record ({stop})."
-        return AccessDenied(sentence, outcome="held", retry=False)
-
 
 _UNSETTLED = Unavailable("The rules kept changing while this request was decided. Nothing was issued.")
 
@@ -357,7 +254,7 @@ def _settle(future: "asyncio.Future[TokenAnswer]", answer: TokenAnswer | Excepti
         future.set_result(answer)
 
 
-def _each(step: Callable[[Rules, _Case], None], rules: Rules, cases: Sequence[_Case]) -> None:
+def _each(step: Callable[[Rules, Any], None], rules: Rules, cases: Sequence[_Case]) -> None:
     """Take every open case through one step. What nobody foresaw fails its own request, not the batch."""
     for case in cases:
         if case.open:
@@ -367,36 +264,14 @@ def _each(step: Callable[[Rules, _Case], None], rules: Rules, cases: Sequence[_C
                 case.result = error
 
 
-def _policy_requests(case: _Case) -> list[policies.Request]:
-    assert case.agent is not None
-    assert case.ask is not None
-    assert case.facts is not None
-    assert case.workload is not None
-    assert case.resource is not None
-    return [
-        policies.Request(
-            agent=case.agent.id,
-            resource=case.ask.resource,
-            action=action,
-            parameters=_parameters_of(case.resource.actions[action], case.ask.parameters),
-            trigger=case.facts.trigger,
-            on_behalf=case.facts.on_behalf,
-            depth=case.facts.depth,
-            trust=case.workload.trust,
-            workload=case.workload.kind,
-        )
-        for action in case.ask.actions
-    ]
-
-
 def _order(case: _Case) -> Order:
-    """What the commit fixed, for the issuer. An action that takes one of the parameters is granted with them only."""
+    """What the commit fixed, for the issuer."""
     issued, agent, resource, ask = case.issued, case.agent, case.resource, case.ask
     assert issued is not None
     assert agent is not None
     assert resource is not None
     assert ask is not None
-    limited = tuple(action for action in ask.actions if _parameters_of(resource.actions[action], ask.parameters))
+    actions, limited = split_actions(resource, ask)
     return Order(
         seq=issued.seq,
         jti=issued.jti,
@@ -404,33 +279,12 @@ def _order(case: _Case) -> Order:
         agent=agent.id,
         task=issued.task,
         audience=resource.audience,
-        actions=tuple(action for action in ask.actions if action not in limited),
+        actions=actions,
         limited=limited,
         parameters=ask.parameters,
         iat=issued.iat,
         exp=issued.exp,
     )
-
-
-def _parameters_of(action: Action, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that this action knows: a request of several actions carries all of theirs."""
-    return {name: value for name, value in parameters.items() if name in action.parameters}
-
-
-def _never(bundle: str, reason: str) -> policies.Never:
-    return policies.Never(bundle=bundle, policies=(), cause=policies.Cause.FORBIDDEN, reasons=(reason,))
-
-
-def _default_scope(ask: Ask, decided: list[policies.Decision]) -> tuple[Ask, list[policies.Decision]]:
-    """A client that names no scope gets what is automatic (RFC 6749 section 3.3), or the whole refusal."""
-    automatic = [
-        (action, each)
-        for action, each in zip(ask.actions, decided, strict=True)
-        if isinstance(each, policies.Automatic)
-    ]
-    if not automatic:
-        return ask, decided
-    return Ask(ask.resource, tuple(action for action, _ in automatic), ask.parameters), [each for _, each in automatic]
 
 
 def _unauthenticated(request: TokenRequest, sentence: str, **members: Any) -> TaskpassError:  # noqa: ANN401

@@ -13,6 +13,7 @@ from broker.errors import Conflict, NotFound, Unavailable
 from broker.ledger import Ledger, LedgerUnavailable, Reader, views
 from broker.ledger.commands.guards import Stale
 from broker.ledger.commands.kills import NO_NEXT_KEY, Kill, Killed, KillRefused, LiftHolds
+from broker.ledger.external_views import external_covered, external_grant_by_id
 from broker.ledger.writer import Writer
 from broker.model import MATCH_OF, AgentCaller, Caller, OperatorCaller, Right, Selector, Target
 from broker.revocation import Covered, kill_receipt
@@ -108,6 +109,7 @@ class KillSwitch:
                 raise NotFound(found.sentence)
             matches, tasks = found
             held = Covered(tuple(views.live_counts(r, matches)))
+            external = external_covered(r, matches)
             standing = views.holds(r)
             connected = [
                 each
@@ -119,7 +121,7 @@ class KillSwitch:
             "dry_run": True,
             "target": selector.target.value,
             "value": selector.value,
-            "would_end": {**held.to_json(), "tasks": len(tasks)},
+            "would_end": {**held.to_json(), "tasks": len(tasks), "external": external.total},
             "would_hold": command.hold,
             "holds_standing": [
                 row.id for row in standing if (row.target, row.value) == (selector.target, selector.value)
@@ -230,6 +232,7 @@ class KillSwitch:
                 matches=matches,
                 ended=self._counted.get(row.id),
                 expected=views.expected(r, row.seq),
+                external=external_covered(r, matches, at_kill=row),
                 max_life_ms=self._max_life_ms,
                 now=max(r.head().time, self._now()),
                 resumed=hold is not None and hold.id not in standing,
@@ -340,7 +343,7 @@ def agent_of(r: Reader, selector: Selector) -> str | None:
         task = views.task(r, selector.value)
         if task is not None:
             return task.agent
-    grant = views.grant_by_id(r, selector.value)
+    grant = views.grant_by_id(r, selector.value) or external_grant_by_id(r, selector.value)
     return grant.agent if grant else None
 
 

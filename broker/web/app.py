@@ -18,7 +18,7 @@ from broker.keys import Keyring
 from broker.service import Broker
 from broker.signals.attempts import Attempts
 from broker.telemetry.tracing import Spans
-from broker.web import audit, oauth, operations, operator, revocations, tasks, token
+from broker.web import audit, credentials, oauth, operations, operator, revocations, tasks, token
 from broker.web.feed import Feed
 from broker.web.guards import check_guards, guard, record, routes_of
 from broker.web.http import problem, unforeseen
@@ -75,6 +75,7 @@ def create_app(
         app.serve_tokens(token.TokenEndpoint(broker, attempts, max_body=settings.max_body))
     app.include_router(oauth.router)
     app.include_router(tasks.router)
+    app.include_router(credentials.router)
     if feed is not None:
         app.include_router(operator.router)
         app.include_router(audit.router)

@@ -1,6 +1,7 @@
 """The OAuth endpoints but the token's own (`web.token`): introspection, revocation, key set, metadata."""
 
 from contextlib import suppress
+from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
@@ -102,12 +103,32 @@ async def jwks(request: Request) -> Response:
 
 
 @router.get("/.well-known/oauth-authorization-server")
-@router.get("/.well-known/openid-configuration")
 async def metadata(request: Request) -> Response:
-    """RFC 8414. A member is here only because it is true."""
+    """RFC 8414."""
+    return _document(_metadata(request))
+
+
+@router.get("/.well-known/openid-configuration")
+async def openid_configuration(request: Request) -> Response:
+    """The same, with what a cloud asks of a provider whose web identity tokens it is to accept."""
+    identity = {
+        "response_types_supported": ["none", "id_token"],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["ES256"],
+        "claims_supported": ["iss", "sub", "aud", "iat", "nbf", "exp", "jti"],
+    }
+    return _document(_metadata(request) | identity)
+
+
+def _document(body: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(body), 200, {"cache-control": "public, max-age=300"}, "application/json")
+
+
+def _metadata(request: Request) -> dict[str, Any]:
+    """A member is here only because it is true."""
     settings = request.app.state.settings
     iss = settings.issuer
-    body = {
+    return {
         "issuer": iss,
         "token_endpoint": f"{iss}/oauth2/token",
         "jwks_uri": f"{iss}/oauth2/jwks",
@@ -126,4 +147,3 @@ async def metadata(request: Request) -> Response:
         "scopes_supported": sorted(request.app.state.scopes()),
         "taskpass_control": settings.control_url,
     }
-    return Response(orjson.dumps(body), 200, {"cache-control": "public, max-age=300"}, "application/json")

@@ -7,7 +7,7 @@ import pytest
 
 from broker.ledger import postgres_schema
 from tests.cli.conftest import Ran
-from tests.ledger.postgres import Server, server_or_skip
+from tests.postgres import Server, server_or_skip
 
 Run = Callable[..., Ran]
 

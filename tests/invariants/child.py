@@ -13,8 +13,10 @@ from pathlib import Path
 from broker import processes, stores
 from broker.app import Role
 from broker.config import load_config
+from broker.issuing import Opened
 from broker.stores import wall_clock
 from tests.invariants import failpoints
+from tests.invariants.file_backend import PLACE, FileIssuer
 
 CLOCK_OFFSET_MS = "INVARIANTS_CLOCK_OFFSET_MS"
 CLOCK_IS_OURS_ALONE = "INVARIANTS_CLOCK_IS_OURS_ALONE"
@@ -48,7 +50,9 @@ def main() -> int:
     role = Role[what.upper()]
     address = listen[0] if listen else config.serve.control_listen if role is Role.CONTROL else config.serve.listen
     offset = int(os.environ.get(CLOCK_OFFSET_MS, "0"))
-    processes.running = partial(processes.running, now=lambda: wall_clock() + offset)
+    backend = os.environ.get(PLACE)
+    issuers = {"file": Opened(FileIssuer(Path(backend)))} if backend else {}
+    processes.running = partial(processes.running, now=lambda: wall_clock() + offset, issuers=issuers)
     if CLOCK_IS_OURS_ALONE in os.environ:
         stores._instead_of_the_databases = lambda _: None
     failpoints.install()

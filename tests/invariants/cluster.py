@@ -9,7 +9,7 @@ from broker.sdk.identity import CallableIdentity
 from broker.sdk.verifier import Verifier
 from tests.invariants.checker import Facts, read_database
 from tests.invariants.kit import AUDIENCES, Site, two_free_ports
-from tests.ledger.postgres import Server
+from tests.postgres import Server
 
 
 class Cluster(Site):

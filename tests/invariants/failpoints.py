@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from broker.jose import Signer
-from broker.ledger.commands import admin, issue, kills, tasks
+from broker.ledger.commands import admin, credentials, endings, issue, kills, tasks
 from broker.ledger.proofs import KeepCheckpoint
 from broker.ledger.sqlite import SqliteLedger
 from broker.service.issuance import Issuance
 from broker.web.app import Application
 from broker.web.exchange import Exchange
+from tests.invariants.file_backend import FileIssuer
 
 FILE = "INVARIANTS_FAILPOINT"
 
@@ -35,6 +36,11 @@ COMMANDS: dict[str, type] = {
     "task": tasks.OpenTask,
     "end": tasks.EndTask,
     "checkpoint": KeepCheckpoint,
+    "intent": credentials.Begin,
+    "prepared": credentials.Prepared,
+    "deliver": credentials.Deliver,
+    "claim": endings.Claim,
+    "settle": endings.Settle,
 }
 
 
@@ -104,6 +110,9 @@ def install(file: Path | None = None) -> None:
         command.apply = _around(command.apply, failpoint, after=f"applied:{step}")  # type: ignore[attr-defined]
     Issuance._authenticate = _around(Issuance._authenticate, failpoint, after="authenticated")
     Signer.sign = _around(Signer.sign, failpoint, before="before:sign", after="after:sign")
+    for step in ("prepare", "issue", "close", "revoke", "status"):
+        call = _around(getattr(FileIssuer, step), failpoint, before=f"before:{step}d", after=f"after:{step}d")
+        setattr(FileIssuer, step, call)
     Application.__call__ = _answering(Application.__call__, failpoint)
     Exchange._write = _writing(Exchange._write, failpoint)
 

@@ -26,8 +26,8 @@ from tests.invariants.cluster import Balanced, Cluster, verifier_of
 from tests.invariants.kit import AGENTS, AUDIENCES, Child, Client, child, children_of
 from tests.invariants.test_race import Run
 from tests.invariants.test_serve import until
-from tests.ledger.postgres import Server, server_or_skip
-from tests.ledger.proxy import Proxy
+from tests.postgres import Server, server_or_skip
+from tests.proxy import Proxy
 
 pytestmark = pytest.mark.e2e
 

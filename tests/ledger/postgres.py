@@ -1,18 +1,8 @@
-"""Throwaway PostgreSQL servers for tests: real ones, of this machine's packages, in a directory of their own."""
+"""A ledger on a throwaway PostgreSQL server."""
 
-import os
-import pwd
-import shutil
-import signal
-import socket
-import subprocess
-import time
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import psycopg
-import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker.ledger import Ledger
@@ -23,114 +13,7 @@ from broker.ledger.proofs import Proofs
 from broker.ledger.report import Report
 from broker.ledger.verify import verify_store
 from tests.ledger.kit import ORIGIN, Clock
-
-
-def binaries() -> Path | None:
-    """Where initdb and postgres are."""
-    found = [Path(path).parent for path in (shutil.which("initdb"),) if path]
-    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((folder for folder in found if (folder / "postgres").exists()), None)
-
-
-def server_or_skip(**settings: str) -> "Server":
-    """A running server. Skips the test where there is none to run, but never in CI."""
-    folder = binaries()
-    if folder is None:
-        reason = "PostgreSQL (initdb, postgres) is not installed"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return Server(folder, settings)
-
-
-def _account() -> dict[str, Any]:
-    """PostgreSQL refuses to run as root."""
-    if os.geteuid() != 0:
-        return {}
-    account = pwd.getpwnam("postgres")
-    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": ()}
-
-
-class Server:
-    """One cluster. Its databases are as durable as in production, unless a test says otherwise."""
-
-    def __init__(self, folder: Path, settings: dict[str, str]) -> None:
-        self._folder, self._settings = folder, settings
-        self.place = Path(mkdtemp(prefix="taskpass-pg-"))
-        self._account = _account()
-        if self._account:
-            os.chown(self.place, self._account["user"], self._account["group"])
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self._process: subprocess.Popen[bytes] | None = None
-        self._databases = 0
-        initdb = ["initdb", "-D", "data", "-U", "taskpass", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]
-        subprocess.run(self._command(initdb), cwd=self.place, check=True, capture_output=True, **self._account)
-        self.start()
-
-    def url(self, database: str = "postgres", *, port: int | None = None) -> str:
-        """How to reach a database, through `port` if a proxy is to be in between."""
-        return f"postgresql://taskpass@127.0.0.1:{port or self.port}/{database}"
-
-    def socket_url(self, database: str) -> str:
-        """The same by the unix socket."""
-        return f"postgresql:///{database}?host={self.place}&port={self.port}&user=taskpass"
-
-    def new_database(self) -> str:
-        """An empty database; its name."""
-        self._databases += 1
-        name = f"ledger_{self._databases}"
-        self.run(f"CREATE DATABASE {name}")
-        return name
-
-    def run(self, sql: str, database: str = "postgres") -> list[tuple[object, ...]]:
-        """Run a statement as the superuser, past the ledger."""
-        with psycopg.connect(self.url(database), autocommit=True) as connection:
-            cursor = connection.execute(sql.encode())
-            return cursor.fetchall() if cursor.description else []
-
-    def start(self) -> None:
-        """Start, or start again."""
-        settings = {"listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": str(self.place)}
-        options = [part for pair in (settings | self._settings).items() for part in ("-c", "=".join(pair))]
-        with (self.place / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command(["postgres", "-D", "data", *options]),
-                cwd=self.place,
-                **self._account,
-                stdout=log,
-                stderr=log,
-            )
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                psycopg.connect(self.url(), connect_timeout=2).close()
-            except psycopg.OperationalError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-            else:
-                return
-
-    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """Stop: SIGINT ends all sessions at once and in order, SIGKILL is a crash."""
-        assert self._process is not None
-        self._process.send_signal(how)
-        self._process.wait(30)
-        if how is signal.SIGKILL:  # its children notice by themselves, and a new one must not start before
-            (self.place / "data/postmaster.pid").unlink(missing_ok=True)
-            time.sleep(0.1)
-        self._process = None
-
-    def close(self) -> None:
-        """Stop it and remove everything."""
-        if self._process is not None:
-            self.stop(signal.SIGQUIT)  # without tidying up what is removed next
-        shutil.rmtree(self.place, ignore_errors=True)
-
-    def _command(self, words: list[str]) -> list[str]:
-        return [str(self._folder / words[0]), *words[1:]]
+from tests.postgres import Server
 
 
 class PostgresMade:

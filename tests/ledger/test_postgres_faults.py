@@ -16,8 +16,9 @@ from broker.ledger.events import parse
 from broker.ledger.postgres import PostgresLedger
 from broker.model import Ask, Proof, Workload
 from tests.ledger.kit import Note, count
-from tests.ledger.postgres import PostgresMade, Server, server_or_skip
-from tests.ledger.proxy import Proxy
+from tests.ledger.postgres import PostgresMade
+from tests.postgres import Server, server_or_skip
+from tests.proxy import Proxy
 
 ANSWERS_WITHIN_S = 4.0
 

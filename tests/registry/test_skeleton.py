@@ -114,7 +114,7 @@ def test_the_template_mentions_every_key(skeleton):
     text = (skeleton[0] / "taskpass.toml").read_text()
     for name, field in Config.model_fields.items():
         section = field.annotation
-        assert name == "issuer" or f"[{name}]" in text
+        assert name == "issuer" or f"[{name}]" in text or f"[{name}." in text
         for key in getattr(section, "model_fields", {}):
             assert re.search(rf"^(# )?{key} =|\({key}\)", text, re.MULTILINE), key
 

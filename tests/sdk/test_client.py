@@ -40,6 +40,15 @@ class Sync:
     def discard(self, credential):
         self.client.discard(credential)
 
+    async def secret(self, *args, **kwargs):
+        return self.client.secret(*args, **kwargs)
+
+    async def secret_state(self, secret_id):
+        return self.client.secret_state(secret_id)
+
+    async def revoke_secret(self, secret_id):
+        return self.client.revoke_secret(secret_id)
+
     def task(self, **wish):
         return SyncTask(self.client.task(**wish))
 
@@ -57,6 +66,9 @@ class SyncTask:
 
     async def obtain(self, *args, **kwargs):
         return self.task.obtain(*args, **kwargs)
+
+    async def secret(self, *args, **kwargs):
+        return self.task.secret(*args, **kwargs)
 
     @property
     def id(self):

@@ -289,8 +289,8 @@ def test_67_a_batch_decided_by_old_rules_is_decided_again(broker: Broker, monkey
     other = Broker(broker.home)
     try:
         gate = broker.home.text("policies/gates/data.cedar")
-        issuance = broker.process.broker.issuance
-        decide = type(issuance)._decide
+        steps = broker.process.broker.issuance._steps
+        decide = type(steps).decide
 
         def change(text: str) -> None:
             broker.home.write("policies/gates/data.cedar", text)
@@ -307,9 +307,9 @@ def test_67_a_batch_decided_by_old_rules_is_decided_again(broker: Broker, monkey
 
         request = {"details": {"actions": ["archive:export"], "parameters": {"rows": 500}}}
         other.session("operator")
-        monkeypatch.setattr(type(issuance), "_decide", racing(""))
+        monkeypatch.setattr(type(steps), "decide", racing(""))
         assert broker.token("data-bot", **request).status_code == 200  # the gate is gone
-        monkeypatch.setattr(type(issuance), "_decide", racing(gate))
+        monkeypatch.setattr(type(steps), "decide", racing(gate))
         assert broker.token("data-bot", **request).json()["outcome"] == "approval"  # and back
         outcomes = [(e["type"], e["outcome"]) for e in broker.events("issued", "approval.requested")]
         assert outcomes == [("issued", "automatic"), ("approval.requested", "approval")]
@@ -322,8 +322,8 @@ def test_67_trust_that_a_reload_withdrew_counts_no_more(broker: Broker, monkeypa
     try:
         other.session("operator")
         old, new = broker.home.idp.jwk, broker.home.other_idp.jwk
-        issuance = broker.process.broker.issuance
-        decide = type(issuance)._decide
+        steps = broker.process.broker.issuance._steps
+        decide = type(steps).decide
 
         def decided(self: Any, *args: Any) -> Any:
             monkeypatch.undo()
@@ -334,7 +334,7 @@ def test_67_trust_that_a_reload_withdrew_counts_no_more(broker: Broker, monkeypa
             assert elsewhere(lambda: other.post("/v1/reload", {}, by="operator")).status_code == 200
             return outcome
 
-        monkeypatch.setattr(type(issuance), "_decide", decided)
+        monkeypatch.setattr(type(steps), "decide", decided)
         assert broker.token().status_code == 401
         assert broker.query("SELECT count(*) FROM grants") == [(0,)]
     finally:

@@ -190,6 +190,7 @@ class ForgetEvents:
         stretch = (self.start, self.stop)
         tx.execute(f"DELETE FROM events WHERE seq >= ? AND seq < ? AND seq NOT IN ({staying})", stretch)  # noqa: S608
         tx.execute("DELETE FROM grants WHERE seq >= ? AND seq < ?", stretch)
+        tx.execute("DELETE FROM external_grants WHERE seq >= ? AND seq < ? AND next_try IS NULL", stretch)
         tx.execute("DELETE FROM kill_expected WHERE seq >= ? AND seq < ?", stretch)
         tx.execute("DELETE FROM checkpoints WHERE size >= ? AND size < ?", stretch)
         for table in ("kill_matches", "kills"):  # the endings of tasks; an operator's kills are final and few

@@ -14,6 +14,9 @@ from broker.ledger import Tx, make_id
 from broker.ledger.commands.guards import REPLAYED, Stale, holding, mark_of, spend, task_problem
 from broker.model import Ask, Proof, Selector, Target, Workload
 
+UNHEARD = "the outcome was not known in time"
+"""Why nobody got a credential that is committed: its caller was told that nobody knows."""
+
 
 class Asked(NamedTuple):
     """Who asks for what, as far as it is known when the request is settled: the head of every outcome's event."""
@@ -120,19 +123,14 @@ class Issue(NamedTuple):
         refused = check(tx, asked)
         if refused is not None:
             return refused
-        expires = tx.now + self.ttl_ms
-        if asked.task is not None:
-            (deadline,) = tx.execute("SELECT deadline FROM tasks WHERE id = ?", (asked.task,)).fetchone()
-            expires = min(expires, deadline)
-        # Whole seconds on the wire: iat rounds down, never into the future; so does exp, never outliving a cap.
-        iat, exp = tx.now // 1000, expires // 1000
+        iat, exp = lifetime(tx, asked, self.ttl_ms)
         if exp <= iat:
             return refuse(tx, asked, "too_short", "Less than a second of life is left under this task or identity.")
         return self._record(tx, iat, exp)
 
     def unheard(self, outcome: object) -> "Fail | None":
         """What must be written when this turns out to be committed after its caller was told that nobody knows."""
-        return Fail(outcome, "the outcome was not known in time") if isinstance(outcome, Issued) else None
+        return Fail(outcome, UNHEARD) if isinstance(outcome, Issued) else None
 
     def _record(self, tx: Tx, iat: int, exp: int) -> Issued:
         asked, ask, seq, kid = self.asked, self.asked.ask, tx.next_seq(), tx.head.active_kid
@@ -215,7 +213,7 @@ class Pend:
             "approval.requested",
             {**asked.body(), **verdict.body(), "approval": approval_id, "digest": self.digest, "expires": expires},
         )
-        _tell_task(tx, asked, seq)
+        tell_task(tx, asked, seq)
         if known is None:
             tx.execute(
                 "INSERT INTO approvals (id, digest, agent, task, state, requested_seq, requested, expires, request,"
@@ -251,20 +249,50 @@ def check(tx: Tx, asked: Asked) -> Refused | None:
     """Spend the proof and look at every guard; the first that fails is recorded as the refusal."""
     if not spend(tx, asked.workload.proof):
         return _replayed(tx, asked)
+    stop = stopped(tx, asked)
+    return None if stop is None else refuse(tx, asked, stop.reason, stop.sentence, hold=stop.hold)
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A guard that does not hold: nothing may be issued, and what has been made may not leave."""
+
+    reason: str
+    sentence: str
+    hold: str | None = None
+
+
+def stopped(tx: Tx, asked: Asked) -> Stop | None:
+    """The first guard of issuance that does not hold now: issuance itself, holds, the task."""
     if tx.head.issuance_stopped:
-        return refuse(tx, asked, "issuance_stopped", f"Issuance is stopped: {tx.head.issuance_stopped}")
+        return Stop("issuance_stopped", f"Issuance is stopped: {tx.head.issuance_stopped}")
     selectors = [Selector(Target.AGENT, asked.agent), Selector(Target.OWNER, asked.owner)]
     if asked.ask is not None:
         selectors.append(Selector(Target.RESOURCE, asked.ask.resource))
     held = holding(tx, selectors)
     if held is not None:
         what, hold = held
-        return refuse(tx, asked, "held", f"Issuance for {what} is on hold ({hold}).", hold=hold)
+        return Stop("held", f"Issuance for {what} is on hold ({hold}).", hold)
     if asked.task is not None:
         problem = task_problem(tx, asked.task, asked.agent)
         if problem is not None:
-            return refuse(tx, asked, *problem)
+            return Stop(*problem)
     return None
+
+
+def lifetime(tx: Tx, asked: Asked, ttl_ms: int) -> tuple[int, int]:
+    """(iat, exp) in seconds of a credential that may live this long: the task's deadline can only shorten it."""
+    expires = tx.now + ttl_ms
+    if asked.task is not None:
+        expires = min(expires, deadline_of(tx, asked.task))
+    # Whole seconds on the wire: iat rounds down, never into the future; so does exp, never outliving a cap.
+    return tx.now // 1000, expires // 1000
+
+
+def deadline_of(tx: Tx, task: str) -> int:
+    """When an explicit task ends."""
+    (deadline,) = tx.execute("SELECT deadline FROM tasks WHERE id = ?", (task,)).fetchone()
+    return int(deadline)
 
 
 def refuse(
@@ -278,7 +306,7 @@ def refuse(
     if hold is not None:
         body["hold"] = hold
     tx.append("refused", body)
-    _tell_task(tx, asked, seq)
+    tell_task(tx, asked, seq)
     return Refused(reason, sentence, make_id("dec", tx.epoch, seq), hold)
 
 
@@ -286,7 +314,7 @@ def _replayed(tx: Tx, asked: Asked) -> Refused:
     return refuse(tx, asked, "replayed", REPLAYED)
 
 
-def _tell_task(tx: Tx, asked: Asked, seq: int) -> None:
+def tell_task(tx: Tx, asked: Asked, seq: int) -> None:
     """Make the event part of the story of the caller's own task: another agent's is none of its business."""
     if asked.task is not None:
         tx.put(

@@ -10,6 +10,7 @@ from typing import Any
 
 from broker.ledger import Reader, Tx, make_id, parse_id
 from broker.ledger.commands.admin import activate
+from broker.ledger.commands.credentials import end_covered
 from broker.ledger.commands.guards import Stale, forget_holds
 from broker.ledger.commands.tasks import close_rows, descendants
 from broker.model import Selector, Target, TaskState
@@ -139,6 +140,10 @@ class Kill:
             "SELECT DISTINCT audience FROM grants WHERE seq >= (SELECT floor FROM head) AND resource = ?", (resource,)
         )
         audiences = {row[0] for row in rows.fetchall()} | ({self.audience} if self.audience is not None else set())
+        rows = tx.execute(
+            "SELECT DISTINCT audience FROM external_grants WHERE gone IS NULL AND resource = ?", (resource,)
+        )
+        audiences |= {row[0] for row in rows.fetchall()}
         if not audiences:
             return KillRefused("resource_not_found", f"There is no resource {resource[:80]}.")
         return tuple((Match.RESOURCE, audience) for audience in sorted(audiences)), []
@@ -148,7 +153,10 @@ class Kill:
         seq = seq_of(tx, jti, "grt")
         if seq is None:
             return missing
-        row = tx.execute("SELECT agent FROM grants WHERE seq = ?", (seq,)).fetchone()
+        row = tx.execute(
+            "SELECT agent FROM grants WHERE seq = ? UNION ALL SELECT agent FROM external_grants WHERE seq = ?",
+            (seq, seq),
+        ).fetchone()
         if row is None or (self.own_grants_of is not None and row[0] != self.own_grants_of):
             return missing
         return ((Match.GRANT, jti),), []
@@ -166,10 +174,12 @@ class Kill:
 
     def _implicit_task(self, tx: Tx | Reader, task: str) -> Covers | KillRefused:
         seq = seq_of(tx, task, "tsk")
-        known = (
-            seq is not None and tx.execute("SELECT 1 FROM grants WHERE seq = ? AND task = ?", (seq, task)).fetchone()
-        )
-        if not known:
+        known = tx.execute(
+            "SELECT 1 FROM grants WHERE seq = ? AND task = ?"
+            " UNION ALL SELECT 1 FROM external_grants WHERE seq = ? AND task = ?",
+            (seq, task, seq, task),
+        ).fetchone()
+        if seq is None or known is None:
             return KillRefused("task_not_found", f"There is no task {task}.")
         return ((Match.TASK, task),), []
 
@@ -199,6 +209,7 @@ class Kill:
         )
         for kind, match_value in killed.matches:
             tx.put("INSERT INTO kill_matches (seq, kind, value) VALUES (?, ?, ?)", (seq, kind.value, match_value))
+        end_covered(tx, killed.matches, seq)
         tx.execute(
             "INSERT INTO kill_expected (seq, instance, verifier, mode, bound_ms, leeway_ms)"
             " SELECT ?, instance, verifier, mode, bound_ms, leeway_ms FROM instances"
@@ -283,8 +294,9 @@ def _left_something(tx: Tx | Reader, agent: str) -> bool:
     """Whether an agent that is not registered any more has an open task, or a credential that may still live."""
     found = tx.execute(
         "SELECT EXISTS (SELECT 1 FROM tasks WHERE agent = ? AND state = 'active')"
-        " OR EXISTS (SELECT 1 FROM grants WHERE seq >= (SELECT floor FROM head) AND agent = ?)",
-        (agent, agent),
+        " OR EXISTS (SELECT 1 FROM grants WHERE seq >= (SELECT floor FROM head) AND agent = ?)"
+        " OR EXISTS (SELECT 1 FROM external_grants WHERE gone IS NULL AND agent = ?)",
+        (agent, agent, agent),
     ).fetchone()
     return bool(found[0])
 

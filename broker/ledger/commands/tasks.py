@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.ledger import Reader, Tx, make_id
+from broker.ledger.commands.credentials import end_of_tasks
 from broker.ledger.commands.guards import REPLAYED, holding, mark_of, spend, task_problem
 from broker.ledger.commands.texts import keep_text
 from broker.model import AgentCaller, Selector, Target, TaskState
@@ -194,13 +195,14 @@ def descendants(tx: Tx | Reader, roots: Sequence[str]) -> list[str]:
 
 
 def close_rows(tx: Tx, tasks: Sequence[str], state: TaskState, seq: int, reason: str) -> None:
-    """Move active tasks to a final state, at position `seq`."""
+    """Move active tasks to a final state, at position `seq`, and with them what they hold at backends."""
     for task in tasks:
         tx.put(
             "UPDATE tasks SET state = ?, ended_seq = ?, ended = ?, end_reason = ? WHERE id = ? AND state = 'active'",
             (state.value, seq, tx.now, reason, task),
         )
         tx.put("INSERT INTO task_events (task, seq) VALUES (?, ?) ON CONFLICT DO NOTHING", (task, seq))
+    end_of_tasks(tx, tasks, seq)
 
 
 def finish(tx: Tx, task: str, agent: str, state: TaskState, reason: str) -> TaskOver:

@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -51,6 +52,9 @@ class FakeBroker:
         self._standing: dict[str, Response] = {}
         self._sessions: set[str] = set()
         self.tasks: dict[str, dict[str, Any]] = {}
+        self.secrets: dict[str, dict[str, Any]] = {}
+        self.secret_values: dict[str, dict[str, str]] = {}
+        """Resource -> the members of its secrets. Others have a `username` and a new `password` each time."""
         self.requests: list[Seen] = []
         """Everything that was asked, oldest first, but the stream."""
 
@@ -157,9 +161,44 @@ class FakeBroker:
                 return _json(200, {"session_token": session, "expires_in": 600})
             case _, ["v1", "revocations", "stream"]:
                 return _problem(503, "temporarily_unavailable")
-        if bearer not in self._sessions:
+        if bearer not in self._sessions and (bearer or "").count(".") != 2:  # a JWT proves the identity anew
             return _problem(401, "invalid_client")
+        if path.startswith("/v1/credentials"):
+            return self._credentials(method, path.strip("/").split("/"), body)
         return self._tasks(method, path.strip("/").split("/"), body)
+
+    def _credentials(self, method: str, path: list[str], body: dict[str, Any]) -> Response:
+        match method, path:
+            case "POST", ["v1", "credentials"]:
+                return _json(201, self._secret(body))
+            case _, ["v1", "credentials", id_, *_] if id_ not in self.secrets:
+                return _problem(404, "not_found")
+            case "GET", ["v1", "credentials", id_]:
+                return _json(200, self.secrets[id_])
+            case "POST", ["v1", "credentials", id_, "revoke"]:
+                self.secrets[id_] |= {"state": "revoked"}
+                return _json(200, self.secrets[id_])
+        return _problem(404, "not_found")
+
+    def _secret(self, body: dict[str, Any]) -> dict[str, Any]:
+        seq, now_s = self.feed.next_position(), self._now() // 1000
+        known = {
+            "id": f"grt_{self.feed.epoch}_{seq}",
+            "task": body.get("task") or f"tsk_{self.feed.epoch}_{seq}",
+            "resource": body["resource"],
+            "actions": body["actions"],
+            "parameters": body.get("parameters", {}),
+            "issuer": "fake",
+            "ending": "revocable",
+            "handle": {"name": f"fake-{seq}"},
+            "seq": seq,
+            "decision_id": f"dec_{self.feed.epoch}_{seq}",
+            "issued_at": _rfc3339(now_s),
+            "expires_at": _rfc3339(now_s + body.get("ttl_seconds", self.lifetime_s)),
+        }
+        self.secrets[str(known["id"])] = known | {"state": "live"}
+        made = {"username": f"fake-{seq}", "password": secrets.token_urlsafe(16)}
+        return known | {"values": self.secret_values.get(body["resource"], made)}
 
     def _tasks(self, method: str, path: list[str], body: dict[str, Any]) -> Response:
         match method, path:
@@ -244,6 +283,10 @@ def _body(request: Request) -> dict[str, Any]:
         return dict(parse_qsl(request.body.decode()))
     body = json.loads(request.body)
     return body if isinstance(body, dict) else {}
+
+
+def _rfc3339(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _json(status: int, body: dict[str, Any]) -> Response:

@@ -7,7 +7,8 @@ import pytest
 
 from broker.ledger import Ledger
 from tests.ledger.kit import Made
-from tests.ledger.postgres import PostgresMade, Server, server_or_skip
+from tests.ledger.postgres import PostgresMade
+from tests.postgres import Server, server_or_skip
 
 Store = Made | PostgresMade
 

@@ -20,7 +20,7 @@ from broker.stores import ledger_to_verify, open_ledger
 from tests.kit import Broker, Home
 from tests.ledger.conformance.conftest import Store
 from tests.ledger.kit import Do, Note
-from tests.ledger.postgres import Server
+from tests.postgres import Server
 
 DAY_MS = 86_400_000
 

@@ -9,7 +9,7 @@ import pytest
 from broker.ledger.verify import verify_store
 from broker.stores import ledger_exists, ledger_place, ledger_to_verify, upgrade
 from tests.kit import Broker, Home
-from tests.ledger.postgres import Server
+from tests.postgres import Server
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -25,7 +25,7 @@ from broker.sealing import KeySealer
 from broker.stores import ledger_exists, ledger_to_verify, open_ledger
 from tests.kit import Broker, Home
 from tests.ledger.kit import Note
-from tests.ledger.postgres import Server
+from tests.postgres import Server
 
 
 @pytest.fixture

@@ -1,21 +1,22 @@
-"""A TCP proxy between a broker and its database that loses, delays and cuts what a test tells it to."""
+"""A TCP proxy between a broker and a backend that loses, delays and cuts what a test tells it to."""
 
 import socket
 import threading
 import time
 from contextlib import suppress
 
-COMMIT = b"NOTIFY ledger_"  # how the last message of every write begins
+COMMIT = b"NOTIFY ledger_"  # how the last message of every write of a ledger begins
 
 
 class Proxy:
     """Forwards `port` (its own, on loopback) to `target`. Its attributes may be changed at any time."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *, commit: bytes = COMMIT) -> None:
         self._target = target
+        self.commit = commit  # what only the message in question holds
         self.delay_s = 0.0  # before anything is passed on, either way
         self.silent = False  # everything is taken, and nothing is passed on: a black hole for all connections
-        self.on_commit = ""  # for the next COMMIT only: {lose,cut}_{request,answer}
+        self.on_commit = ""  # for the next COMMIT only: cut_after, or {lose,cut}_{request,answer}
         self.commits_seen = 0
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
@@ -60,6 +61,7 @@ class _Connection:
         self._proxy, self._client, self._server = proxy, client, server
         self._lost = False  # nothing more passes, either way
         self._answer_lost = False
+        self._cut_at_answer = False
         for source, sink in ((client, server), (server, client)):
             source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
@@ -69,8 +71,10 @@ class _Connection:
             while data := source.recv(65_536):
                 if self._proxy.delay_s:
                     time.sleep(self._proxy.delay_s)
-                if source is self._client and COMMIT in data:
+                if source is self._client and self._proxy.commit in data:
                     self._at_commit()
+                if self._cut_at_answer and source is self._server:
+                    break
                 if self._lost or self._proxy.silent or (self._answer_lost and source is self._server):
                     continue
                 sink.sendall(data)
@@ -89,6 +93,8 @@ class _Connection:
             self._client.shutdown(socket.SHUT_RDWR)
             self._server.shutdown(socket.SHUT_RDWR)
             self._lost = True
+        elif what == "cut_after":
+            self._cut_at_answer = True
         elif what == "cut_answer":
             self._client.shutdown(socket.SHUT_WR)
             self._answer_lost = True

@@ -1,0 +1,51 @@
+"""What the groups about secrets share: asking a broker for a credential, in turns with the bare backend."""
+
+import http.client
+import json
+from collections.abc import Callable
+from statistics import quantiles
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+
+from bench.assertions import assertion
+from bench.run import Run
+from bench.site import SCOPE, Site, agent_name
+
+
+def in_turns(run: Run, *calls: Callable[[], object]) -> tuple[list[float], ...]:
+    """Milliseconds of each call, one of each in every round. The first rounds warm everything up."""
+    warm, rounds = 20, run.times(300, 60)
+    times: tuple[list[float], ...] = tuple([] for _ in calls)
+    for number in range(warm + rounds):
+        for call, found in zip(calls, times, strict=True):
+            start = perf_counter()
+            call()
+            if number >= warm:
+                found.append((perf_counter() - start) * 1000)
+    return times
+
+
+def asking(site: Site, *, in_one_task: bool = False) -> Callable[[], object]:
+    """A request for one credential, in a session that was opened before; each its own task, or all in one."""
+    where = urlsplit(site.issuer)
+    connection = http.client.HTTPConnection(str(where.hostname), where.port)
+
+    def post(path: str, bearer: str, body: dict[str, Any]) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {bearer}", "Content-Type": "application/json"}
+        connection.request("POST", path, json.dumps(body), headers)
+        response = connection.getresponse()
+        answer: dict[str, Any] = json.loads(response.read())
+        if response.status != 201:
+            raise RuntimeError(f"{path} answered {response.status}: {answer}")
+        return answer
+
+    session = post("/v1/sessions", assertion(agent_name(0), site.issuer), {})["session_token"]
+    task = {"task": post("/v1/tasks", session, {"purpose": "bench"})["id"]} if in_one_task else {}
+    return lambda: post("/v1/credentials", session, {"resource": "records", "actions": [SCOPE], **task})
+
+
+def above(percentile: int, ours: list[float], theirs: list[float]) -> float:
+    """How many percent one percentile of ours lies above theirs."""
+    mine, bare = (quantiles(times, n=100)[percentile - 1] for times in (ours, theirs))
+    return (mine / bare - 1) * 100

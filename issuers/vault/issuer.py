@@ -1,0 +1,78 @@
+"""The issuer: what Vault leases is taken back, what it cannot take back is said to be so, each by its resource."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from issuers import Ending, Found, Handle, Minted, Order
+from issuers.vault.dynamic import Leased
+from issuers.vault.sessions import Vault
+from issuers.vault.settings import checked, settings_of
+from issuers.vault.sever import Severer
+from issuers.vault.static import Static
+
+
+class VaultIssuer:
+    """`SecretIssuer` for everything in one Vault or OpenBao. Resources name the path, see `settings_of`."""
+
+    kind = "vault"
+    ending = Ending.REVOCABLE
+
+    def __init__(
+        self,
+        *,
+        vault: Vault,
+        admins: Mapping[str, str] | None = None,
+        sweep: Sequence[str] = (),
+        min_ttl_s: int = 10,
+        max_ttl_s: int = 3_600,
+    ) -> None:
+        """`admins` are connections by name, each `env:NAME` or `file:PATH`, of which a PostgreSQL address is read.
+        `sweep` are paths that nobody else leases from: of those alone `orphans` names the leases. Raises ValueError.
+        """
+        self.min_ttl_s, self.max_ttl_s = min_ttl_s, max_ttl_s
+        self._sessions = vault.sessions
+        severers = {admin: Severer(reference) for admin, reference in (admins or {}).items()}
+        self._leased = Leased(vault=vault, severers=severers, sweep=sweep)
+        self._static = Static(vault=vault)
+
+    @staticmethod
+    def ending_of(settings: Mapping[str, Any]) -> Ending:
+        """How the credentials of a resource end. Raises ValueError."""
+        return Ending.EXPIRES_ONLY if settings_of(settings).static else Ending.REVOCABLE
+
+    def prepare(self, order: Order) -> Handle:
+        """Open the session that will own the lease, or find it."""
+        order, settings = self._capped(order), checked(order)
+        return (self._static if settings.static else self._leased).prepare(order, settings)
+
+    def issue(self, order: Order, prepared: Handle) -> Minted:
+        """Have Vault make it, or hand it out."""
+        order, settings = self._capped(order), checked(order)
+        return (self._static if settings.static else self._leased).issue(order, prepared, settings)
+
+    def renew(self, handle: Handle, exp: int) -> int:
+        """Have a leased secret live until `exp`, as far as Vault allows: until when it does. Raises IssuerError."""
+        return self._leased.renew(handle, exp)
+
+    def revoke(self, handle: Handle) -> None:
+        """End the lease, and the sessions opened with it where an admin connection is named. For what is static nothing
+        can be done, as `status` goes on to say.
+        """
+        if "static" not in handle:
+            self._leased.revoke(handle)
+
+    def status(self, handle: Handle) -> Found:
+        """Look the lease up, and what was opened with it."""
+        return self._static.status(handle) if "static" in handle else self._leased.status(handle)
+
+    def close(self, handle: Handle) -> None:
+        """Revoke the session, and look. Its leases are only queued by that: `revoke` ends them for certain."""
+        self._sessions.close(handle)
+
+    def orphans(self) -> Iterator[Handle]:
+        """Our sessions, and the leases of the swept paths, of whatever age."""
+        yield from self._sessions.ours()
+        yield from self._leased.orphans()
+
+    def _capped(self, order: Order) -> Order:
+        return order._replace(exp=min(order.exp, order.iat + self.max_ttl_s))

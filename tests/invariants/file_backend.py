@@ -1,0 +1,43 @@
+"""A backend that outlives the broker's process: a directory, with a file for each login and session, and its issuer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from issuers import Ending, Found, Handle, Minted, Order, Standing
+
+PLACE = "INVARIANTS_BACKEND"
+
+
+class FileIssuer:
+    """A `SecretIssuer` of files."""
+
+    kind = "file"
+    ending = Ending.REVOCABLE
+    min_ttl_s = 5
+    max_ttl_s = 3_600
+
+    def __init__(self, place: Path) -> None:
+        self.logins, self.sessions = place / "logins", place / "sessions"
+        for folder in (self.logins, self.sessions):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def prepare(self, order: Order) -> Handle:
+        name = f"tp_{order.jti.removeprefix('grt_')}"
+        (self.sessions / name).touch()
+        return {"login": name}
+
+    def issue(self, order: Order, prepared: Handle) -> Minted:
+        (self.logins / prepared["login"]).touch()
+        return Minted({"password": "x" * 20}, {**prepared, "made": "1"}, order.exp)
+
+    def revoke(self, handle: Handle) -> None:
+        (self.logins / handle["login"]).unlink(missing_ok=True)
+
+    def status(self, handle: Handle) -> Found:
+        return Found(Standing.LIVE if (self.logins / handle["login"]).exists() else Standing.GONE)
+
+    def close(self, handle: Handle) -> None:
+        (self.sessions / handle["login"]).unlink(missing_ok=True)
+
+    def orphans(self) -> Iterator[Handle]:
+        yield from ({"login": file.name} for file in self.logins.iterdir())
