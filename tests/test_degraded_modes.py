@@ -45,4 +45,4 @@ def test_every_alert_and_code_exists() -> None:
 
 def test_whatever_a_broker_needs_has_a_row() -> None:
     parts = {found[1].split()[0] for row in ROWS if (found := re.match(r"\*\*([^*:]+)", row[0]))}
-    assert {"Broker", "PostgreSQL", "Redis", "Policy", "JWKS", "Vault", "Feed", "Clock", "Disk"} <= parts
+    assert {"Broker", "PostgreSQL", "Redis", "Policy", "JWKS", "Vault", "Backend", "Feed", "Clock", "Disk"} <= parts

@@ -91,6 +91,12 @@ _ALL = (
     _live("holds_standing", "Standing holds."),
     _live("tasks_open", "Explicit tasks that are active."),
     _live("approvals_pending", "Requests that wait for a person."),
+    _live(
+        "secrets_at_backends",
+        "Secrets that are, or may be, at a backend. One that is `stuck` must end and does not.",
+        "issuer",
+        "state",
+    ),
     _live("policy_bundle_age_seconds", "Since this process put the policies in force that it decides by."),
     _live("registry_age_seconds", "Since this process put the registry in force that it decides by."),
     _live("rules_behind", "1 while the ledger names other rules than this process has loaded."),

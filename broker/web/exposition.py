@@ -9,6 +9,7 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.registry import Collector
 
 from broker.ledger import Head, Ledger, LedgerUnavailable, Now, Reader, gauges, views
+from broker.ledger.external_views import external_figures
 from broker.registry import Registry
 from broker.rules import Rules, RulesInForce
 from broker.telemetry.catalogue import CATALOGUE
@@ -98,6 +99,8 @@ class Facts:
         yield "approvals_pending", found.approvals, {}
         yield "kills_unacknowledged", found.kills, {}
         yield "acknowledgements_missing", found.acknowledgements, {}
+        for (issuer, state), count in external_figures(r).items():
+            yield "secrets_at_backends", count, {"issuer": issuer, "state": state}
         yield from _of_verifiers(views.instances(r, since=now - _SILENT_MS), head, now)
         for key in views.keys(r):
             if key.state == "active":

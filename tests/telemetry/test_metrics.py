@@ -14,6 +14,7 @@ from broker.telemetry.catalogue import CATALOGUE, sample_names
 from broker.telemetry.metrics import Metrics
 from broker.telemetry.reports import Reports
 from tests.kit import Broker, Home
+from tests.service.memory_backend import Site
 
 TOKEN = "a token for scraping"
 _OF_THE_PROCESS = ("process_", "python_")
@@ -136,3 +137,17 @@ def test_a_full_disk_leaves_the_last_report(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space"):
         reports.write("worker-0", Metrics().registry)
     assert (tmp_path / "worker-0.json").read_bytes() == before
+
+
+def test_secrets_at_backends_are_counted_by_their_state(tmp_path: Path):
+    site = Site(tmp_path)
+    site.broker.close()
+    site.home.config = site.home.config.model_copy(update={"metrics": MetricsSection(token=SecretStr(TOKEN))})
+    site.start()
+    name = "taskpass_secrets_at_backends"
+    assert name not in scraped(site.broker)
+    body = site.granted()
+    assert scraped(site.broker)[name] == [({"issuer": "memory", "state": "live"}, 1)]
+    site.killed("grant", body["id"])
+    assert name not in scraped(site.broker)
+    site.broker.close()
