@@ -28,6 +28,7 @@ from broker.sdk.verifier import Verifier
 from broker.stores import ledger_to_verify, wall_clock
 from tests.kit import INVOICES, Broker, Home
 from tests.postgres import Server, server_or_skip
+from tests.service.memory_backend import Site
 
 
 @pytest.fixture
@@ -196,6 +197,30 @@ def test_an_imported_copy_is_a_restored_backup(home: Home, start: Callable[[], B
     broker = start()
     assert not broker.active(token)
     assert broker.granted()
+
+
+def test_secrets_that_a_restored_ledger_knows_are_ended_and_those_that_it_lost_are_found(tmp_path: Path) -> None:
+    site = Site(tmp_path / "broker")
+    known = site.granted()
+    copy = backup(site.home)
+    lost = site.granted()
+    site.broker.close()
+    restore(site.home, copy)
+    accept(site.home.config, actor="ops-anna", reason="the disk died", hold=False, now=site.clock)
+    site.start()
+    with closing(site.broker):
+        site.settle()
+        assert set(site.backend.logins) == {lost["handle"]["login"]}
+        assert site.state(known["id"]) == "revoked"
+        assert site.types(known["id"])[-1] == "gone"
+        for _ in range(2):
+            site.broker.run(site.broker.process.reconciler.sweep())
+            site.clock.forward(121)
+        assert site.backend.logins == {}
+        again = site.granted()
+        assert site.backend.works(again["handle"]["login"])
+    report = verify_store(ledger_to_verify(site.home.config))
+    assert report.sound, report.findings
 
 
 class _Objects(BaseHTTPRequestHandler):

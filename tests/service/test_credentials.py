@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from broker.ledger.commands.credentials import Begun, Deliver, Delivered
+from broker.ledger.commands.issue import Asked, Stop
+from broker.model import Workload
 from issuers import Ending, Minted
 from tests.kit import ARCHIVE
 from tests.service.memory_backend import MemoryIssuer, Site, bug, failed, happened, lost
@@ -174,3 +177,16 @@ def test_what_only_expires_says_so(tmp_path: Path):
         assert body["expires_at"] in body["note"]
     finally:
         site.broker.close()
+
+
+def test_one_of_which_nobody_was_told_is_ended(site: Site):
+    body = site.granted()
+    (row,) = site.broker.query("SELECT seq, task, issuer FROM external_grants")
+    begun = Begun(row[0], body["id"], row[1], row[2], 0, 0, "")
+    asked = Asked("data-bot", "data-team", Workload("idp", "oidc", "i", "s", {}, 0, None), None, None)
+    follows = Deliver(begun, asked, body["handle"], 0).unheard(Delivered(7))
+    assert follows is not None
+    site.broker.run(site.broker.process.writer.submit(follows))
+    site.settle()
+    assert site.state(body["id"]) == "revoked"
+    assert Deliver(begun, asked, body["handle"], 0).unheard(Stop("held", "It is on hold.")) is None

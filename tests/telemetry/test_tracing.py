@@ -15,6 +15,7 @@ from broker.errors import ConfigurationInvalid
 from broker.sections import TracingSection
 from broker.telemetry.tracing import Spans, traceparent_in
 from tests.kit import Broker, Home
+from tests.service.memory_backend import Site
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, NOT_SAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
@@ -70,6 +71,15 @@ def test_events_keep_it(broker: Broker):
     assert broker.events("killed")[-1]["traceparent"] == SAMPLED
     assert broker.post("/v1/kills", {**body, "value": "data-bot"}, by="operator").status_code == 201
     assert "traceparent" not in broker.events("killed")[-1]
+
+
+def test_a_secrets_intent_keeps_it(tmp_path: Path):
+    site = Site(tmp_path)
+    body = {"resource": "orders-db", "actions": ["orders:read"]}
+    answer = site.broker.post("/v1/credentials", body, by="data-bot", headers={"traceparent": SAMPLED})
+    assert answer.status_code == 201, answer.text
+    assert site.broker.events("issuing")[-1]["traceparent"] == SAMPLED
+    site.broker.close()
 
 
 def test_log_lines_carry_the_id_that_the_answer_names(shared: Broker):

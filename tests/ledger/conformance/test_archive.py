@@ -89,6 +89,20 @@ def test_proofs_of_archived_positions_need_no_archive(made: Store, ledger: Ledge
         assert with_files.event(reader, 700).seq == 700
 
 
+def test_what_may_be_at_a_backend_keeps_its_events(made: Store, ledger: Ledger, tmp_path: Path) -> None:
+    filled(made, ledger)
+    insert = (
+        "INSERT INTO external_grants (seq, task, agent, resource, audience, issuer, ending, state, expires, settles,"
+        " next_try, over) VALUES (300, 'tsk', 'bot', 'db', 'https://db', 'db', 'revocable', 'stuck', 0, 0, 1, 1)"
+    )
+    ledger.commit([Do(lambda tx: tx.execute(insert))])
+    runner = archivist(ledger, made.proofs(ledger), Archive(tmp_path / "archive"))
+    assert runner.run(made.clock.now).stop == 256
+    ledger.commit([Do(lambda tx: tx.execute("UPDATE external_grants SET next_try = NULL, gone = 1"))])
+    assert runner.run(made.clock.now).stop == 768
+    assert made.stored("SELECT count(*) FROM external_grants") == 0
+
+
 def test_an_interrupted_run_goes_on(
     made: Store, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
