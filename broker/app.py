@@ -101,10 +101,12 @@ def sealer_of(config: Config) -> Sealer:
     return Sealer.from_file(config.keys.encryption_key_file)
 
 
-def open_ledger(config: Config, *, now: Now = wall_clock) -> OpenLedger:
-    """The configured ledger. Raises LedgerNotOpened, LedgerUnavailable, LedgerCorrupt."""
+def open_ledger(config: Config, *, now: Now = wall_clock, keeps: bool = False) -> OpenLedger:
+    """The configured ledger; `keeps` for the one process that looks after its files. Raises LedgerNotOpened,
+    LedgerUnavailable, LedgerCorrupt.
+    """
     if config.ledger.url is None:
-        return SqliteLedger.open(config.ledger.path, now=now)
+        return SqliteLedger.open(config.ledger.path, now=now, keeps=keeps)
     from broker.ledger.postgres import PostgresLedger
 
     return PostgresLedger.open(config.ledger.url.get_secret_value(), clock=_instead_of_the_databases(now))
@@ -165,7 +167,7 @@ def _instead_of_the_databases(now: Now) -> Now | None:
 @asynccontextmanager
 async def running(config: Config, *, role: Role = Role.ALL, now: Now = wall_clock) -> AsyncIterator[Process]:
     """One broker process on an existing ledger, until the context ends. Raises what keeps it from starting."""
-    ledger = open_ledger(config, now=now)
+    ledger = open_ledger(config, now=now, keeps=Role.CONTROL in role)
     feed: Feed | None = None
 
     def committed(*_: object) -> None:
