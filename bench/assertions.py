@@ -63,11 +63,11 @@ def assertions() -> Iterator[Assertions]:
         yield Assertions(pool, len(cores))
 
 
-def _form(*, novel_amount: int | None) -> str:
+def _form(*, region: str | None) -> str:
     """All of the form but the assertion, which is to be appended."""
-    if novel_amount is None:
+    if region is None:
         return _PLAIN_FORM
-    details = [{"type": "task_action", "actions": [SCOPE], "parameters": {"amount": novel_amount}}]
+    details = [{"type": "task_action", "actions": [SCOPE], "parameters": {"region": region}}]
     return urlencode({**_CLIENT, "authorization_details": orjson.dumps(details), "client_assertion": ""})
 
 
@@ -91,11 +91,10 @@ def endless_requests(url: str, audience: str, agents: int, *, novel: bool = Fals
     """Whole HTTP requests for tokens, of each agent in turn, each signed when it is taken."""
     parts = urlsplit(url)
     stamp = f"{next(_numbers):x}.{time.time_ns():x}"
-    start = (time.time_ns() ^ os.getpid() << 20) % 10**15 + 10**9  # amounts stay below zero, where no gate looks
     names = [agent_name(n) for n in range(agents)]
     for n in count():
         name = names[n % agents]
-        body = _form(novel_amount=n - start if novel else None) + _sign(
+        body = _form(region=f"{stamp}.{n:x}" if novel else None) + _sign(
             _signer(name), name, audience, f"{stamp}.{n:x}", LIFETIME_S
         )
         yield (

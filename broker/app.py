@@ -124,7 +124,7 @@ class _Ground:
 
 
 def _lay_ground(config: Config, *, role: Role, now: Now, name: str) -> _Ground:
-    ledger = open_ledger(config, now=now)
+    ledger = open_ledger(config, now=now, keeps=Role.CONTROL in role)
     now = ledger.clock
     rules = RulesInForce(ledger=ledger)
     readiness = Readiness(ledger=ledger, rules=rules, now=now)

@@ -38,6 +38,7 @@ from broker.web.exchange import TokenConnection
 log = structlog.get_logger(__name__)
 
 _BACKLOG = 2_048
+_ACCEPTED_AT_ONCE = 8
 _ACCEPT_PAUSE_S = 0.1
 _GRACE_S = 5
 _READY_WITHIN_S = 60
@@ -47,8 +48,8 @@ _LEDGER_UNUSABLE = 3
 
 
 class _Acceptor:
-    """Takes one connection in each turn of the event loop. The loop's own server would take all that wait, so that the
-    worker that wakes first gets every client, and the others none.
+    """Takes a few connections in each turn of the event loop. The loop's own server would take all that wait, so that
+    the worker that wakes first gets every client, and the others none.
     """
 
     def __init__(self, listening: socket.socket, make: Callable[[], asyncio.Protocol]) -> None:
@@ -70,14 +71,16 @@ class _Acceptor:
 
     def _accept(self) -> None:
         try:
-            connection, _ = self._listening.accept()
+            for _ in range(_ACCEPTED_AT_ONCE):
+                self._connect(self._listening.accept()[0])
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):  # another worker has it, or it is gone
             return
         except OSError as error:  # no descriptors left: the client waits in the queue until one is free
             log.error("cannot_accept", error=str(error))
             self._loop.remove_reader(self._listening)
             self._loop.call_later(_ACCEPT_PAUSE_S, self._listen)
-            return
+
+    def _connect(self, connection: socket.socket) -> None:
         task = asyncio.ensure_future(self._loop.connect_accepted_socket(self._make, connection))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)

@@ -62,10 +62,12 @@ def create(config: Config, *, now: Now = wall_clock) -> None:
         ledger.close()
 
 
-def open_ledger(config: Config, *, now: Now = wall_clock) -> OpenLedger:
-    """The configured ledger. Raises LedgerNotOpened, LedgerUnavailable, LedgerCorrupt."""
+def open_ledger(config: Config, *, now: Now = wall_clock, keeps: bool = False) -> OpenLedger:
+    """The configured ledger; `keeps` for the one process that looks after its files. Raises LedgerNotOpened,
+    LedgerUnavailable, LedgerCorrupt.
+    """
     if config.ledger.url is None:
-        return SqliteLedger.open(config.ledger.path, now=now)
+        return SqliteLedger.open(config.ledger.path, now=now, keeps=keeps)
     from broker.ledger.postgres import PostgresLedger
 
     return PostgresLedger.open(config.ledger.url.get_secret_value(), clock=_instead_of_the_databases(now))

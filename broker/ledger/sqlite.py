@@ -38,6 +38,7 @@ from broker.ledger.sqlite_file import (
     set_up,
     sync_directory,
 )
+from broker.ledger.sqlite_wal import WalKeeper
 from broker.ledger.transaction import Outcome, Poisoned, StagedEvent, begin_history, run
 from broker.ledger.turns import Turns, TurnTimeout
 
@@ -101,7 +102,15 @@ class SqliteLedger:
     """`broker.ledger.Ledger` on SQLite. Made by `create` or `open`."""
 
     def __init__(
-        self, *, path: Path, now: Now, connection: sqlite3.Connection, turns: Turns, seen: Seen, origin: str
+        self,
+        *,
+        path: Path,
+        now: Now,
+        connection: sqlite3.Connection,
+        turns: Turns,
+        seen: Seen,
+        origin: str,
+        keeper: WalKeeper | None,
     ) -> None:
         self.path = path
         self.origin = origin
@@ -109,6 +118,7 @@ class SqliteLedger:
         self._now = now
         self._connection = connection
         self._turns = turns
+        self._keeper = keeper
         self._file = identity(path)
         self._writing = threading.Lock()  # one transaction at a time on the one writing connection
         self._seen = LastSeen(seen)
@@ -140,10 +150,12 @@ class SqliteLedger:
         path: Path,
         *,
         now: Now,
+        keeps: bool = False,
         turn_timeout_s: float = TURN_TIMEOUT_S,
         connection_type: type[sqlite3.Connection] = sqlite3.Connection,
     ) -> Self:
-        """Open an existing ledger, bringing its schema up to date. Recomputes nothing: that is `verify`'s job.
+        """Open an existing ledger, bringing its schema up to date. Recomputes nothing: that is `verify`'s job. With
+        `keeps`, this process looks after the write-ahead log of all.
 
         Raises LedgerNotOpened when there is none, when it is something else or of a newer version, and LedgerCorrupt
         when head and events do not belong together.
@@ -159,7 +171,10 @@ class SqliteLedger:
                 connection.execute("BEGIN")
                 seen, origin = look(connection)
                 connection.execute("COMMIT")
-                ledger = cls(path=path, now=now, connection=connection, turns=turns, seen=seen, origin=origin)
+                keeper = WalKeeper(path) if keeps else None
+                ledger = cls(
+                    path=path, now=now, connection=connection, turns=turns, seen=seen, origin=origin, keeper=keeper
+                )
             except (sqlite3.Error, OSError, TurnTimeout) as error:
                 raise _opening_failed(error, path) from error
             stack.pop_all()  # from here on the ledger's `close` does it
@@ -226,6 +241,8 @@ class SqliteLedger:
 
     def close(self) -> None:
         """Let go of the file. Later calls raise."""
+        if self._keeper is not None:
+            self._keeper.close()
         with self._writing, self._sharing:
             for connection in (*self._idle, self._watcher, self._connection):  # the last one tidies up, if it may write
                 connection.close()

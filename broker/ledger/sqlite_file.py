@@ -10,6 +10,8 @@ from broker.ledger import LedgerNotOpened, LedgerUnavailable
 from broker.ledger.schema import migrations, statements
 
 APPLICATION_ID: Final = 0x5461736B  # tells our files from other SQLite databases
+_LONGEST_LOG: Final = 20_000
+"""Pages of write-ahead log at which a commit moves them itself: `sqlite_wal` does it long before."""
 _BUSY_S: Final = 0.4  # only strangers hold SQLite's own lock: we take turns before it
 
 # Primary result codes that say nothing about the statement, only about the store.
@@ -54,6 +56,7 @@ def connect(
             # Written out although FULL is SQLite's default: NORMAL would lose answered commits with the power.
             for pragma in ("synchronous = FULL", "fullfsync = ON", "checkpoint_fullfsync = ON", "foreign_keys = ON"):
                 connection.execute(f"PRAGMA {pragma}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_LONGEST_LOG}")
     except BaseException:
         connection.close()
         raise
