@@ -28,8 +28,8 @@ class Costs:
     command: float
 
 
-COSTS = Costs(turn=0.006, command=0.00005)
-"""PostgreSQL 15 on loopback, everything durable, on two cores that were busy with other things: see docs/scaling.md."""
+COSTS = Costs(turn=0.0012, command=0.00003)
+"""PostgreSQL 15 on loopback, everything durable, on two cores with nothing else to do: see docs/scaling.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ def simulate(brokers: int, per_s: float, costs: Costs = COSTS) -> Outcome:
             spent = costs.turn + costs.command * (batch + (touches > 0))
             now += spent
             busy += spent
-            # Request k of a broker came at k / rate: the mean of this batch's, by the first and the last.
-            waited += batch * now - batch * (taken[each] + (batch - 1) / 2) / rate if batch else 0.0
+            # Request k of a broker came at (k + 1) / rate, less its head start: the mean of the first and the last.
+            waited += batch * (now - (taken[each] + (batch + 1) / 2 - each / brokers) / rate) if batch else 0.0
             taken[each] += batch
             touched[each] += touches
             done += batch

@@ -40,8 +40,14 @@ TABLE = {
         "init": ("broker.cli.server:init", "Write a commented configuration and registry, with keys."),
         "serve": ("broker.cli.server:serve", "Run the broker."),
         "db": ("broker.cli.db:db", "Create or upgrade the ledger's database."),
-        "vault-setup": ("broker.cli.vault_setup:vault_setup", "Print, or apply, what the broker needs at Vault."),
-        "postgres-setup": ("broker.cli.postgres_setup:postgres_setup", "Print what the broker needs at PostgreSQL."),
+        "vault-setup": (
+            "broker.cli.vault_setup:vault_setup",
+            "Print, or apply, the least Vault policies that the broker needs.",
+        ),
+        "postgres-setup": (
+            "broker.cli.postgres_setup:postgres_setup",
+            "Print the SQL that gives the broker what it needs at PostgreSQL.",
+        ),
         "registry": ("broker.cli.offline:registry", "Check registry files."),
         "policy": ("broker.cli.offline:policy", "Check, test and tabulate policies."),
         "doctor": ("broker.cli.doctor:doctor", "Find out what is wrong, and what to do about it."),

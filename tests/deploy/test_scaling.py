@@ -28,4 +28,4 @@ def test_idle_brokers_cost_a_turn_a_second_each(brokers: int):
 def test_more_brokers_never_carry_more():
     carried = [most(brokers, within_s=0.25, costs=COSTS) for brokers in (1, 10, 50, 200)]
     assert carried == sorted(carried, reverse=True)
-    assert carried[-1] == 0
+    assert carried[-1] < carried[0] / 4
