@@ -23,7 +23,7 @@ from bench.machine import Calibration, calibrate, on_core
 from bench.run import Run
 from bench.site import AUDIENCE, SCOPE, Site, agent_name
 from broker.app import Role, running
-from broker.ledger import sqlite as store
+from broker.ledger.transaction import Transaction
 from broker.service.asks import read_token_request
 from broker.web.http import parse_form
 from broker.web.token import granted
@@ -143,7 +143,7 @@ def _instrument(clock: Clock, issuance: Any, process: Any) -> None:
     ledger = process.ledger
     ledger._transact = clock.timed("8 commit: the transaction, on the writer's thread", ledger._transact)  # noqa: SLF001
     ledger._finish = clock.timed("8c COMMIT, fsync included (in 8)", ledger._finish)  # noqa: SLF001
-    store.apply_all = clock.timed("8a guards, marks, grants, events (in 8)", store.apply_all)
-    store.store = clock.timed("8b event rows, tree and head (in 8)", store.store)
+    Transaction.apply_all = clock.timed("8a guards, marks, grants, events (in 8)", Transaction.apply_all)  # type: ignore[method-assign]
+    Transaction.store = clock.timed("8b event rows, tree and head (in 8)", Transaction.store)  # type: ignore[method-assign]
     writer = process.writer
     writer._deliver = clock.timed("8 commit: tell the waiting", writer._deliver)  # noqa: SLF001
