@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -25,6 +26,7 @@ AUDIENCE = "https://records.example.com"
 SCOPE = "records:read"
 OTHERS = "https://others.example.com"
 VERIFIERS = 4
+_IN_ONE_FILE = 1_000  # larger ones are refused
 _CURVE_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
@@ -94,7 +96,10 @@ def make_site(
         text = text.replace(f'control_url = "http://127.0.0.1:{port + 1}"', f'control_url = "{control}"')
     config.write_text(text.replace('# level = "info"', 'level = "warning"'), encoding="utf-8")
     for name, rows in _registry(agents, others=max(0, policies - 10), ttl_s=ttl_s).items():
-        (directory / "registry" / f"{name}.yaml").write_text(yaml.safe_dump({name: rows}), encoding="utf-8")
+        for first in range(0, len(rows), _IN_ONE_FILE):
+            part = dict(islice(rows.items(), first, first + _IN_ONE_FILE))
+            file = directory / "registry" / (f"{name}-{first}.yaml" if first else f"{name}.yaml")
+            file.write_text(yaml.safe_dump({name: part}), encoding="utf-8")
     for old in (directory / "policies").rglob("*.*"):
         old.unlink()
     permits, gates, nevers = _policies(policies)
