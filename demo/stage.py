@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shlex
 import signal
@@ -168,14 +169,16 @@ def request(method: str, url: str, token: str = "", body: dict[str, object] | No
 
 
 def two_free_ports() -> int:
-    """A free port of loopback whose successor is free too: `taskpass init` uses the two."""
+    """A free port of loopback whose successor is free too: `taskpass init` uses the two.
+
+    From below the range that outgoing connections get theirs from, so that none takes it before the broker does.
+    """
     for _ in range(100):
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            with suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
+        port = random.randrange(20_000, 32_000)  # noqa: S311  (not a secret)
+        with socket.socket() as first, socket.socket() as second, suppress(OSError):
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + 1))
+            return port
     raise StepFailed("no two free ports beside each other")
 
 
