@@ -178,7 +178,7 @@ def workers(tmp_path: Path) -> Iterator[tuple[Site, list[str]]]:
 
 def test_no_credential_is_issued_under_a_kill_by_two_workers(workers, capsys: pytest.CaptureFixture[str]) -> None:
     site, urls = workers
-    run = Run(site, urls)
+    run = Run(site, urls, kills=ENOUGH_KILLS)
     asyncio.run(run.play())
 
     facts = read_ledger(site.ledger)
