@@ -13,7 +13,7 @@ import structlog
 
 from broker.keys import Purpose
 from broker.ledger import Ledger, views
-from broker.ledger.commands.admin import Housekeep
+from broker.ledger.commands.admin import PROOF_PARTS, Housekeep, part_bounds
 from broker.ledger.commands.tasks import ExpireTasks
 from broker.ledger.writer import Writer
 from broker.model import SystemCaller
@@ -88,6 +88,7 @@ class Chores:
         self._admin = admin
         self._rotate_after_ms = rotate_after_ms
         self._now = now
+        self._part = 0  # of the spent proofs, that was looked at last
 
     async def expire_tasks(self) -> None:
         """End overdue tasks. Reads first: an idle broker writes nothing."""
@@ -103,11 +104,14 @@ class Chores:
             await self._writer.submit(command)
 
     async def housekeep(self) -> None:
-        """Prune spent proofs and raise the floor, when there is something to prune."""
+        """Prune the next part of the spent proofs and raise the floor, when there is something to prune."""
+        self._part = (self._part + 1) % PROOF_PARTS
+        while self._needs_housekeeping():
+            await self._writer.submit(Housekeep(self._part))
+
+    def _needs_housekeeping(self) -> bool:
         with self._ledger.read() as r:
-            needed = views.needs_housekeeping(r, self._now())
-        if needed:
-            await self._writer.submit(Housekeep())
+            return views.needs_housekeeping(r, self._now(), *part_bounds(self._part))
 
     async def keys(self) -> None:
         """Keep a next key on show; rotate when the active one is old."""

@@ -346,17 +346,33 @@ class CountRefusals:
         return tx.append("refusals", {"since": self.since, "counts": dict(sorted(self.counts.items()))})
 
 
+PROOF_PARTS = 64
+"""Spent proofs are pruned a part at a time, by their marks, which are spread evenly: neighbours share pages, and an
+index of their expiry would cost every token more than the search through one part costs.
+"""
+
+
+def part_bounds(part: int) -> tuple[bytes, bytes]:
+    """The first mark of a part, and what lies behind its last."""
+    width = 256 // PROOF_PARTS
+    return bytes([part * width]), bytes([(part + 1) * width - 1]) + b"\xff" * 32
+
+
 @dataclass(frozen=True, slots=True)
 class Housekeep:
-    """Prune spent proofs that can no longer be replayed, and raise the floor below which every token has expired."""
+    """Prune one part of the spent proofs that can no longer be replayed, and raise the floor below which every token
+    has expired.
+    """
 
+    part: int = 0
     limit: int = 5_000
 
     def apply(self, tx: Tx) -> int:
         """The floor: every token with a lower position has expired by ledger time."""
         tx.execute(
-            "DELETE FROM proofs WHERE mark IN (SELECT mark FROM proofs WHERE expires <= ? LIMIT ?)",
-            (tx.now, self.limit),
+            "DELETE FROM proofs WHERE mark IN"
+            " (SELECT mark FROM proofs WHERE mark >= ? AND mark <= ? AND expires <= ? LIMIT ?)",
+            (*part_bounds(self.part), tx.now, self.limit),
         )
         oldest_live = tx.execute(
             "SELECT seq FROM grants WHERE seq >= ? AND expires > ? ORDER BY seq LIMIT 1", (tx.head.floor, tx.now)
