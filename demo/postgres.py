@@ -4,7 +4,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +11,8 @@ from tempfile import mkdtemp
 from typing import Any
 
 import psycopg
+
+from demo.ports import free_port
 
 
 def binaries() -> Path | None:
@@ -38,9 +39,7 @@ class Server:
         self._account = _account()
         if self._account:
             os.chown(self.place, self._account["user"], self._account["group"])
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
         initdb = ["initdb", "-D", "data", "-U", "taskpass", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]

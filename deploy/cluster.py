@@ -36,6 +36,7 @@ from broker.cli.init import write_skeleton
 from broker.jose import Signer
 from broker.sdk.identity import CallableIdentity
 from broker.sdk.verifier import Verifier
+from demo.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 BROKERS = ("broker-a", "broker-b")
@@ -57,7 +58,7 @@ class Cluster:
         self.place = Path(mkdtemp(prefix="taskpass-local-"))
         self.place.chmod(0o755)  # PostgreSQL's account has to get to its part
         self._children: list[subprocess.Popen[bytes]] = []
-        self.ports = dict(zip(_NAMES, _free_ports(len(_NAMES)), strict=True))
+        self.ports = {name: port for port, name in enumerate(_NAMES, free_port(in_a_row=len(_NAMES)))}
         self.issuer = f"https://127.0.0.1:{self.ports['nginx']}"
         self.idp = Signer(private_key=ec.generate_private_key(ec.SECP256R1()))
         self.metrics_token = secrets.token_hex(16)
@@ -315,16 +316,6 @@ def _account() -> dict[str, int]:
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TASKPASS_", "PG"))}
     return {**kept, "PYTHONPATH": str(ROOT)}
-
-
-def _free_ports(count: int) -> Iterator[int]:
-    held = [socket.socket() for _ in range(count)]
-    for each in held:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in held]
-    for each in held:
-        each.close()
-    return iter(ports)
 
 
 def _listens(port: int) -> bool:
