@@ -20,6 +20,15 @@ _param_option = click.option(
     help="A parameter of the actions; repeatable. 12, true and false are typed; text may be quoted.",
 )
 
+trigger_option = click.option(
+    "--trigger",
+    type=click.Choice(["user", "schedule", "webhook", "agent", "manual"]),
+    default="manual",
+    show_default=True,
+    help="What started it.",
+)
+"""For commands that open a task."""
+
 
 def asking_options(function: F) -> F:
     """`--scope`, `--action`, `--param`."""
