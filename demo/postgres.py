@@ -15,19 +15,20 @@ import psycopg
 from demo.ports import free_port
 
 
-def binaries() -> Path | None:
-    """Where initdb and postgres are."""
+def binaries(*others: str) -> Path | None:
+    """Where initdb and postgres are, and `others` of its programs."""
     found = [Path(path).parent for path in (shutil.which("initdb"),) if path]
     found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((folder for folder in found if (folder / "postgres").exists()), None)
+    needed = ("initdb", "postgres", *others)
+    return next((folder for folder in found if all((folder / name).exists() for name in needed)), None)
 
 
-def _account() -> dict[str, Any]:
-    """PostgreSQL refuses to run as root."""
+def account() -> dict[str, Any]:
+    """Whose processes its programs are to be: it refuses to run as root."""
     if os.geteuid() != 0:
         return {}
-    account = pwd.getpwnam("postgres")
-    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": ()}
+    postgres = pwd.getpwnam("postgres")
+    return {"user": postgres.pw_uid, "group": postgres.pw_gid, "extra_groups": ()}
 
 
 class Server:
@@ -36,7 +37,7 @@ class Server:
     def __init__(self, folder: Path, settings: dict[str, str]) -> None:
         self._folder, self._settings = folder, settings
         self.place = Path(mkdtemp(prefix="taskpass-pg-"))
-        self._account = _account()
+        self._account = account()
         if self._account:
             os.chown(self.place, self._account["user"], self._account["group"])
         self.port = free_port()

@@ -3,7 +3,6 @@ PostgreSQL and one Redis, all on loopback and in a temporary directory.
 """
 
 import os
-import pwd
 import re
 import secrets
 import shutil
@@ -36,6 +35,7 @@ from broker.cli.init import write_skeleton
 from broker.jose import Signer
 from broker.sdk.identity import CallableIdentity
 from broker.sdk.verifier import Verifier
+from demo import postgres
 from demo.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,7 +90,7 @@ class Cluster:
 
     def _postgres(self) -> None:
         binaries = postgres_binaries()
-        account = _account()
+        account = postgres.account()
         place = self.place / "postgres"
         place.mkdir(mode=0o700)
         if account:
@@ -297,20 +297,10 @@ def program(name: str) -> str:
 
 def postgres_binaries() -> Path:
     """Where PostgreSQL's programs are. Raises Missing."""
-    found = [Path(path).parent for path in (shutil.which("initdb"),) if path]
-    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    for folder in found:
-        if all((folder / name).exists() for name in ("initdb", "postgres", "pg_isready", "createdb")):
-            return folder
-    raise Missing("postgres")
-
-
-def _account() -> dict[str, int]:
-    """PostgreSQL refuses to run as root."""
-    if os.geteuid() != 0:
-        return {}
-    account = pwd.getpwnam("postgres")
-    return {"user": account.pw_uid, "group": account.pw_gid}
+    folder = postgres.binaries("pg_isready", "createdb")
+    if folder is None:
+        raise Missing("postgres")
+    return folder
 
 
 def _environment() -> dict[str, str]:
