@@ -1,8 +1,6 @@
 """What every group of figures is given: where to write, how long to measure, and which cores are whose."""
 
-import socket
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -13,6 +11,7 @@ from bench.figures import Book
 from bench.load import Burst, Target, burst
 from bench.machine import all_cores, cores
 from bench.site import Site, make_site
+from demo.ports import free_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class Run:
 
     def site(self, **options: Any) -> Site:
         """A fresh broker configuration on free ports."""
-        return make_site(Path(mkdtemp(dir=self.scratch)) / "site", port=free_ports(), **options)
+        return make_site(Path(mkdtemp(dir=self.scratch)) / "site", port=free_port(in_a_row=2), **options)
 
     def paired(
         self,
@@ -76,16 +75,3 @@ class Run:
     def warm(self, targets: Sequence[Target], *, seconds: int = 3) -> None:
         """Load each target until compilers and caches have seen it. A peer that just started is no peer."""
         self.paired(targets, connections=16, rounds=1, seconds=self.times(seconds, 1))
-
-
-def free_ports() -> int:
-    """A port that is free, and so is the one after it."""
-    while True:
-        with closing(socket.socket()) as first, closing(socket.socket()) as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port

@@ -4,7 +4,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -13,20 +12,23 @@ from typing import Any
 
 import psycopg
 
+from demo.ports import free_port
 
-def binaries() -> Path | None:
-    """Where initdb and postgres are."""
+
+def binaries(*others: str) -> Path | None:
+    """Where initdb and postgres are, and `others` of its programs."""
     found = [Path(path).parent for path in (shutil.which("initdb"),) if path]
     found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((folder for folder in found if (folder / "postgres").exists()), None)
+    needed = ("initdb", "postgres", *others)
+    return next((folder for folder in found if all((folder / name).exists() for name in needed)), None)
 
 
-def _account() -> dict[str, Any]:
-    """PostgreSQL refuses to run as root."""
+def account() -> dict[str, Any]:
+    """Whose processes its programs are to be: it refuses to run as root."""
     if os.geteuid() != 0:
         return {}
-    account = pwd.getpwnam("postgres")
-    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": ()}
+    postgres = pwd.getpwnam("postgres")
+    return {"user": postgres.pw_uid, "group": postgres.pw_gid, "extra_groups": ()}
 
 
 class Server:
@@ -35,12 +37,10 @@ class Server:
     def __init__(self, folder: Path, settings: dict[str, str]) -> None:
         self._folder, self._settings = folder, settings
         self.place = Path(mkdtemp(prefix="taskpass-pg-"))
-        self._account = _account()
+        self._account = account()
         if self._account:
             os.chown(self.place, self._account["user"], self._account["group"])
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
         initdb = ["initdb", "-D", "data", "-U", "taskpass", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]

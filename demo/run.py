@@ -19,7 +19,8 @@ if __package__ in (None, ""):
 
 from broker.jose import public_jwk
 from demo.database import Database, tell
-from demo.stage import ROOT, Stage, StepFailed, Watch, request, two_free_ports
+from demo.ports import free_port
+from demo.stage import ROOT, Stage, StepFailed, Watch, request
 
 INVOICES, CREDITS, PAYMENTS = (f"https://{name}.example.com" for name in ("invoices", "credits", "payments"))
 
@@ -77,7 +78,7 @@ def _set_up(stage: Stage) -> Database | None:
     stage.say(f"identity provider at {idp}")
 
     stage.heading("A new broker: configuration, registry, policies, keys and ledger; then this demo's own trust.")
-    issuer = f"http://127.0.0.1:{two_free_ports()}"
+    issuer = f"http://127.0.0.1:{free_port(in_a_row=2)}"
     stage.run(f"taskpass init broker --issuer {issuer} -o name")
     _trust_the_demo(stage, idp)
     database = Database.start(here / "broker")

@@ -2,11 +2,9 @@
 
 import json
 import os
-import random
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -166,20 +164,6 @@ def request(method: str, url: str, token: str = "", body: dict[str, object] | No
         return Answer(0, "")
     finally:
         connection.close()
-
-
-def two_free_ports() -> int:
-    """A free port of loopback whose successor is free too: `taskpass init` uses the two.
-
-    From below the range that outgoing connections get theirs from, so that none takes it before the broker does.
-    """
-    for _ in range(100):
-        port = random.randrange(20_000, 32_000)  # noqa: S311  (not a secret)
-        with socket.socket() as first, socket.socket() as second, suppress(OSError):
-            first.bind(("127.0.0.1", port))
-            second.bind(("127.0.0.1", port + 1))
-            return port
-    raise StepFailed("no two free ports beside each other")
 
 
 class Watch:

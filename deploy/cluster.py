@@ -3,7 +3,6 @@ PostgreSQL and one Redis, all on loopback and in a temporary directory.
 """
 
 import os
-import pwd
 import re
 import secrets
 import shutil
@@ -36,6 +35,8 @@ from broker.cli.init import write_skeleton
 from broker.jose import Signer
 from broker.sdk.identity import CallableIdentity
 from broker.sdk.verifier import Verifier
+from demo import postgres
+from demo.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 BROKERS = ("broker-a", "broker-b")
@@ -57,7 +58,7 @@ class Cluster:
         self.place = Path(mkdtemp(prefix="taskpass-local-"))
         self.place.chmod(0o755)  # PostgreSQL's account has to get to its part
         self._children: list[subprocess.Popen[bytes]] = []
-        self.ports = dict(zip(_NAMES, _free_ports(len(_NAMES)), strict=True))
+        self.ports = {name: port for port, name in enumerate(_NAMES, free_port(in_a_row=len(_NAMES)))}
         self.issuer = f"https://127.0.0.1:{self.ports['nginx']}"
         self.idp = Signer(private_key=ec.generate_private_key(ec.SECP256R1()))
         self.metrics_token = secrets.token_hex(16)
@@ -89,7 +90,7 @@ class Cluster:
 
     def _postgres(self) -> None:
         binaries = postgres_binaries()
-        account = _account()
+        account = postgres.account()
         place = self.place / "postgres"
         place.mkdir(mode=0o700)
         if account:
@@ -296,35 +297,15 @@ def program(name: str) -> str:
 
 def postgres_binaries() -> Path:
     """Where PostgreSQL's programs are. Raises Missing."""
-    found = [Path(path).parent for path in (shutil.which("initdb"),) if path]
-    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    for folder in found:
-        if all((folder / name).exists() for name in ("initdb", "postgres", "pg_isready", "createdb")):
-            return folder
-    raise Missing("postgres")
-
-
-def _account() -> dict[str, int]:
-    """PostgreSQL refuses to run as root."""
-    if os.geteuid() != 0:
-        return {}
-    account = pwd.getpwnam("postgres")
-    return {"user": account.pw_uid, "group": account.pw_gid}
+    folder = postgres.binaries("pg_isready", "createdb")
+    if folder is None:
+        raise Missing("postgres")
+    return folder
 
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TASKPASS_", "PG"))}
     return {**kept, "PYTHONPATH": str(ROOT)}
-
-
-def _free_ports(count: int) -> Iterator[int]:
-    held = [socket.socket() for _ in range(count)]
-    for each in held:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in held]
-    for each in held:
-        each.close()
-    return iter(ports)
 
 
 def _listens(port: int) -> bool:

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tests.invariants.kit import two_free_ports
+from demo.ports import free_port
 
 KEY = "taskpass"
 
@@ -149,7 +149,7 @@ class Bao:
         self._process: subprocess.Popen[bytes] | None = None
         self.address, self.token = os.environ.get("VAULT_ADDR", ""), os.environ.get("VAULT_TOKEN", "root")
         if not self.address:
-            port = two_free_ports()
+            port = free_port()
             self.address, self.token = f"http://127.0.0.1:{port}", "root"
             command = ["bao", "server", "-dev", "-dev-root-token-id=root", f"-dev-listen-address=127.0.0.1:{port}"]
             with (place / "bao.log").open("wb") as log:

@@ -24,7 +24,7 @@ from bench.client import Operator, Tokens
 from bench.groups.tokens import summary
 from bench.load import BurstFailed, Target, finish, start
 from bench.machine import all_cores, cpu_us, on_core
-from bench.run import Run, free_ports
+from bench.run import Run
 from bench.serving import Serving, serving
 from bench.site import AGENTS, AUDIENCE, Site, agent_name, another_broker, signer_of, verifier_name
 from bench.verifiers import verifiers
@@ -34,6 +34,7 @@ from broker.ledger.verify import verify_store
 from broker.sdk.errors import Refused
 from broker.sdk.identity import KeyIdentity
 from broker.sdk.verifier import Verifier
+from demo.ports import free_port
 from demo.postgres import Server, binaries
 from tests.invariants.cluster import Balanced
 from tests.ledger.postgres import PostgresMade
@@ -125,7 +126,7 @@ def _two_brokers(run: Run, server: Server, alone_per_s: float) -> None:
 @contextmanager
 def _pair(run: Run, site: Site) -> Iterator[tuple[Serving, Serving]]:
     """The broker of `site` and a second one on the same ledger."""
-    second = another_broker(site, Path(mkdtemp(dir=run.scratch)) / "site", port=free_ports())
+    second = another_broker(site, Path(mkdtemp(dir=run.scratch)) / "site", port=free_port(in_a_row=2))
     with serving(site, core=all_cores()) as one, serving(second, core=all_cores()) as other:
         yield one, other
 
@@ -174,7 +175,7 @@ def _turn_us(server: Server) -> float:
 
 def _across(run: Run, server: Server) -> None:
     """`kill_cross_p90_ms`: from the kill's commit at one broker to the last of 100 verifiers at another."""
-    kills, port = run.times(30, 10), free_ports()
+    kills, port = run.times(30, 10), free_port(in_a_row=2)
     site, _ = _site(run, server, agents=AGENTS + kills, control=f"http://127.0.0.1:{port + 1}")
     second = another_broker(site, Path(mkdtemp(dir=run.scratch)) / "site", port=port)
     cores = all_cores()

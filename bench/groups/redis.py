@@ -13,10 +13,11 @@ from tempfile import mkdtemp
 
 from bench.client import Operator, Tokens
 from bench.machine import all_cores
-from bench.run import Run, free_ports
+from bench.run import Run
 from bench.serving import serving
 from bench.site import AGENTS, agent_name, another_broker
 from bench.verifiers import verifiers
+from demo.ports import free_port
 from demo.postgres import Server, binaries
 from tests.signals.servers import RedisServer
 
@@ -43,7 +44,7 @@ def measure(run: Run) -> None:
 
 
 def _latencies(run: Run, server: Server, redis: RedisServer, *, kills: int) -> list[float]:
-    port = free_ports()
+    port = free_port(in_a_row=2)
     url = server.url(server.new_database())
     site = run.site(database=url, agents=AGENTS + kills, control=f"http://127.0.0.1:{port + 1}")
     with site.config_path.open("a", encoding="utf-8") as config:

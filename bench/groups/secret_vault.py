@@ -10,7 +10,6 @@ for each request opens a Vault session for each, and is in the note.
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from bench.run import Run
 from bench.secret_calls import above, asking, in_turns
 from bench.serving import serving
 from bench.site import Site
+from demo.ports import free_port
 from demo.postgres import Server, binaries
 from issuers.vault import Setup, settings_of
 from issuers.vault.link import Link
@@ -85,9 +85,7 @@ def _vault(bao: str, scratch: Path) -> Iterator[Vault]:
     folder = binaries()
     assert folder is not None
     server, root = Server(folder, {}), secrets.token_hex(16)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     environment = {"PATH": os.environ["PATH"], "HOME": str(scratch), "BAO_DEV_ROOT_TOKEN_ID": root}
     process = subprocess.Popen(
         [bao, "server", "-dev", "-dev-no-store-token", f"-dev-listen-address={address}"],

@@ -12,10 +12,11 @@ from statistics import median
 
 from bench.load import Burst, Target
 from bench.peer import PeerMissing, install, peer, version
-from bench.run import Run, free_ports
+from bench.run import Run
 from bench.serving import serving
 from bench.site import AGENTS
 from broker.ledger.verify import verify_ledger
+from demo.ports import free_port
 
 FIGURES = (
     "issue_ratio_c1",
@@ -36,7 +37,7 @@ def measure(run: Run) -> None:
         missing = ""
         try:
             directory = install(run.out / "peer")
-            port = free_ports()
+            port = free_port()
             pid = running.enter_context(peer(directory, port=port, agents=AGENTS, core=run.server_core))
             url = f"http://127.0.0.1:{port}"
             targets.append(Target("peer", f"{url}/token", url, [pid], most_per_s=6_000))

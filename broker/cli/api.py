@@ -69,15 +69,12 @@ class Api:
 
     def obtain(self, ask: Ask) -> Credential:
         """One credential. Raises Failure, with the exit code of the policy's outcome."""
-        flow = protocol.obtain(self._base, ask)
-        answer: Response | str | None = None
-        while True:
-            try:
-                need = flow.send(answer)
-            except StopIteration as end:
-                credential: Credential = end.value
-                return credential
-            answer = self._assertion() if isinstance(need, Assertion) else _good(self._context.transport.send(need))
+        return protocol.drive(
+            protocol.obtain(self._base, ask),
+            lambda need: (
+                self._assertion() if isinstance(need, Assertion) else _good(self._context.transport.send(need))
+            ),
+        )
 
     def secret(self, body: Mapping[str, Any]) -> "Secret":
         """One secret, for a `wish`. Raises Failure, with the exit code of the policy's outcome."""

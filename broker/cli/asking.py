@@ -12,17 +12,28 @@ from broker.sdk.protocol import Ask, Credential
 F = TypeVar("F", bound=Callable[..., Any])
 DETAILS_TYPE = "task_action"
 
+_param_option = click.option(
+    "--param",
+    "params",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A parameter of the actions; repeatable. 12, true and false are typed; text may be quoted.",
+)
+
+trigger_option = click.option(
+    "--trigger",
+    type=click.Choice(["user", "schedule", "webhook", "agent", "manual"]),
+    default="manual",
+    show_default=True,
+    help="What started it.",
+)
+"""For commands that open a task."""
+
 
 def asking_options(function: F) -> F:
     """`--scope`, `--action`, `--param`."""
     for option in (
-        click.option(
-            "--param",
-            "params",
-            multiple=True,
-            metavar="NAME=VALUE",
-            help="A parameter of the actions; repeatable. 12, true and false are typed; text may be quoted.",
-        ),
+        _param_option,
         click.option(
             "--action", "actions", multiple=True, metavar="ID", help="Same as --scope, sent as authorization_details."
         ),
@@ -45,13 +56,7 @@ def secret_options(function: F) -> F:
             show_envvar=True,
             help="The task that it is for. Without one: a task of its own, for this secret only.",
         ),
-        click.option(
-            "--param",
-            "params",
-            multiple=True,
-            metavar="NAME=VALUE",
-            help="A parameter of the actions; repeatable. 12, true and false are typed; text may be quoted.",
-        ),
+        _param_option,
     ):
         function = option(function)
     return function

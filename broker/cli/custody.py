@@ -13,7 +13,7 @@ import click
 
 from broker.cli.context import configuration_file
 from broker.cli.errors import NOT_FOUND, USAGE, Failure
-from broker.cli.options import command
+from broker.cli.options import command, config_option
 from broker.cli.output import Output
 from broker.cli.text import clean, facts, moment, plural
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
-_CONFIG = click.option(
-    "--config", "config_path", type=_FILE, metavar="FILE", help="Default: TASKPASS_CONFIG, else ./taskpass.toml."
-)
 _REASON = click.option("--reason", required=True, metavar="TEXT", help="Why; it is recorded in the ledger.")
 _DAY_MS = 86_400_000
 
@@ -48,7 +45,7 @@ def _actor() -> str:
 
 @command("export")
 @click.argument("file", type=_FILE)
-@_CONFIG
+@config_option
 @click.option("--copy", is_flag=True, help="Only a copy: this ledger goes on, and what is imported counts as restored.")
 @click.option("--reason", metavar="TEXT", help="Why it moves; it is recorded in the ledger. Needed without --copy.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -83,7 +80,7 @@ def export(file: Path, config_path: Path | None, *, copy: bool, reason: str | No
 
 @command("import")
 @click.argument("file", type=_FILE)
-@_CONFIG
+@config_option
 def import_(file: Path, config_path: Path | None) -> None:
     """Put the ledger in FILE into the store that the configuration names, which must be empty.
 
@@ -121,7 +118,7 @@ def _tell(exported: "Exported", file: Path, title: str) -> None:
 
 
 @command("accept-restore")
-@_CONFIG
+@config_option
 @_REASON
 @click.option("--no-hold", is_flag=True, help="Issue again at once, without a hold on everything.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -166,7 +163,7 @@ def _accepted(done: "Acceptance") -> str:
 
 
 @command("archive")
-@_CONFIG
+@config_option
 @click.option("--before", required=True, metavar="DATE|DAYS", help="2026-01-31 (UTC), or 400d: older events are moved.")
 @click.option("--to", "directory", type=_DIRECTORY, help="Default: retention.archive_path of the configuration.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be moved.")

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import click
-
 from broker.cli.context import configuration_file
-from broker.cli.options import group
+from broker.cli.options import config_option, group
 from broker.cli.output import Output
 
 
@@ -15,13 +13,7 @@ def db() -> None:
 
 
 @db.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Default: TASKPASS_CONFIG, else ./taskpass.toml.",
-)
+@config_option
 def upgrade(config_path: Path | None) -> None:
     r"""Create the ledger where there is none, with its first signing keys; else bring its schema up to date.
 

@@ -11,7 +11,7 @@ import click
 
 from broker.cli.context import Context, configuration_file
 from broker.cli.errors import DONE, FAILED, Failure
-from broker.cli.options import command
+from broker.cli.options import command, config_option
 from broker.cli.output import Output
 from broker.cli.text import clean
 from broker.sdk.protocol import Request
@@ -33,13 +33,7 @@ class Finding:
 
 
 @command(short_help="Find out what is wrong, and what to do about it.")
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Default: TASKPASS_CONFIG, else ./taskpass.toml.",
-)
+@config_option
 def doctor(config_path: Path | None) -> int:
     """Look at the configuration, registry, policies, keys and ledger here, and at the broker and your identity there.
 

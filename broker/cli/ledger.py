@@ -11,7 +11,7 @@ from broker.cli import custody
 from broker.cli.api import Api
 from broker.cli.context import Context, configuration_file
 from broker.cli.errors import DONE, FAILED, NOT_FOUND, USAGE, Failure
-from broker.cli.options import group
+from broker.cli.options import config_option, group
 from broker.cli.output import Output
 from broker.cli.text import clean, clock, facts, moment, plural
 
@@ -46,9 +46,7 @@ for _each in custody.COMMANDS:
 
 
 @ledger.command()
-@click.option(
-    "--config", "config_path", type=_FILE, metavar="FILE", help="Default: TASKPASS_CONFIG, else ./taskpass.toml."
-)
+@config_option
 def create(config_path: Path | None) -> None:
     """Create the ledger that the configuration names, with its first signing keys. Never touches an existing one."""
     from broker.config import load_config

@@ -45,6 +45,11 @@ def _store(ctx: click.Context, param: click.Parameter, value: Any) -> None:  # n
 
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+config_option = click.option(
+    "--config", "config_path", type=_FILE, metavar="FILE", help="Default: TASKPASS_CONFIG, else ./taskpass.toml."
+)
+"""For commands that read the broker's own configuration, on its machine."""
+
 _ANSWER: Final[list[tuple[tuple[str, ...], dict[str, Any]]]] = [
     (
         ("-o", "--output"),

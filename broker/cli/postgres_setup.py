@@ -7,18 +7,12 @@ import click
 from broker.cli.configured import issuer_named
 from broker.cli.context import configuration_file
 from broker.cli.errors import Failure
-from broker.cli.options import command
+from broker.cli.options import command, config_option
 from broker.cli.output import Output
 
 
 @command(short_help="Print the SQL that gives the broker what it needs at PostgreSQL.")
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Default: TASKPASS_CONFIG, else taskpass.toml.",
-)
+@config_option
 @click.option("--issuer", "name", metavar="NAME", help="Which issuer, where several are of kind postgres.")
 @click.option(
     "--server-version",

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 import click
 
 from broker.cli.api import Api, segment
-from broker.cli.asking import ask_of, asking_options
+from broker.cli.asking import ask_of, asking_options, trigger_option
 from broker.cli.context import TOKEN_VARIABLE, Context
 from broker.cli.errors import USAGE, Failure
 from broker.cli.injection import Injection, Renewal
@@ -62,13 +62,7 @@ class Interrupted(BaseException):
     "before it ends, removed at the end.",
 )
 @click.option("--purpose", metavar="TEXT", help="What the task is for. Default: the name of the command.")
-@click.option(
-    "--trigger",
-    type=click.Choice(["user", "schedule", "webhook", "agent", "manual"]),
-    default="manual",
-    show_default=True,
-    help="What started it.",
-)
+@trigger_option
 @click.option("--on-behalf-of", metavar="WHO", help="For whom.")
 @click.option("--deadline", type=click.IntRange(1), metavar="SECONDS", help="End the task at the latest after so long.")
 @click.option(

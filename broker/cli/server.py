@@ -7,7 +7,7 @@ import click
 
 from broker.cli.context import configuration_file
 from broker.cli.errors import DONE, Failure
-from broker.cli.options import command
+from broker.cli.options import command, config_option
 from broker.cli.output import Output
 from broker.cli.text import facts
 
@@ -71,17 +71,8 @@ def _next_steps(directory: Path, *, operator_keys: bool) -> str:
     return "\n".join(steps)
 
 
-_CONFIG = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Default: TASKPASS_CONFIG, else ./taskpass.toml.",
-)
-
-
 @command(short_help="Run the broker.")
-@_CONFIG
+@config_option
 def serve(config_path: Path | None) -> int:
     r"""Run the broker: token workers, and beside them the control process (kill switch, feed, operators).
 

@@ -3,13 +3,12 @@
 import click
 
 from broker.cli.api import Api, segment
+from broker.cli.asking import trigger_option
 from broker.cli.context import Context
 from broker.cli.options import group
 from broker.cli.output import Output
 from broker.cli.stories import task_facts, task_receipt
 from broker.cli.text import clock
-
-TRIGGERS = ["user", "schedule", "webhook", "agent", "manual"]
 
 
 @group(short_help="Open, follow and end tasks; their receipts.")
@@ -26,7 +25,7 @@ def task() -> None:
 
 @task.command("open")
 @click.option("--purpose", required=True, metavar="TEXT", help="What it is for, in a sentence. Kept erasably.")
-@click.option("--trigger", type=click.Choice(TRIGGERS), default="manual", show_default=True, help="What started it.")
+@trigger_option
 @click.option("--trigger-ref", metavar="TEXT", help="Which one, e.g. a ticket. Kept erasably.")
 @click.option("--on-behalf-of", metavar="WHO", help="For whom. Kept erasably.")
 @click.option("--deadline", type=click.IntRange(1), metavar="SECONDS", help="It is over after so long.")

@@ -9,7 +9,7 @@ import click
 
 from broker.cli.api import Api
 from broker.cli.context import Context, configuration_file
-from broker.cli.options import command, group
+from broker.cli.options import command, config_option, group
 from broker.cli.output import Output
 from broker.cli.text import clean, clock, plural
 
@@ -79,13 +79,7 @@ def rotate(reason: str) -> None:
 
 
 @keys.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Default: TASKPASS_CONFIG, else ./taskpass.toml.",
-)
+@config_option
 def reseal(config_path: Path | None) -> None:
     r"""Seal the private parts in the ledger with the sealing key that is configured now. Run it beside the ledger.
 

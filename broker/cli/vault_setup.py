@@ -8,7 +8,7 @@ import click
 from broker.cli.configured import issuer_named
 from broker.cli.context import configuration_file
 from broker.cli.errors import USAGE, Failure
-from broker.cli.options import command
+from broker.cli.options import command, config_option
 from broker.cli.output import Output
 from broker.cli.text import plural
 
@@ -21,9 +21,7 @@ _MAX_TOKEN = 64 << 10
 
 
 @command(short_help="Print, or apply, the least Vault policies that the broker needs.")
-@click.option(
-    "--config", "config_path", type=_FILE, metavar="FILE", help="Default: TASKPASS_CONFIG, else taskpass.toml."
-)
+@config_option
 @click.option("--issuer", "name", metavar="NAME", help="Which issuer, where several are of kind vault.")
 @click.option("--apply", "wanted", is_flag=True, help="Do it, instead of printing it.")
 @click.option("--operator-token-file", type=_FILE, metavar="FILE", help="Holds the Vault token to apply it with.")

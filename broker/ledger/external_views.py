@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import orjson
 
-from broker.ledger import Reader, make_id, parse_id
-from broker.ledger.epochs import is_here
+from broker.ledger import Reader, parse_id
+from broker.ledger.epochs import grant_of_id
 from broker.ledger.views import KillRow
 from broker.model import GrantState
 from broker.wire import Match
@@ -56,12 +56,7 @@ def external_grant(r: Reader, seq: int) -> ExternalRow | None:
 
 def external_grant_by_id(r: Reader, text: str) -> ExternalRow | None:
     """The one that an id names: a grant's own, or its implicit task's."""
-    try:
-        address = parse_id(text)
-    except ValueError:
-        return None
-    found = external_grant(r, address.seq) if is_here(r, address) else None
-    return found if found and text in (make_id("grt", address.epoch, found.seq), found.task) else None
+    return grant_of_id(r, text, external_grant)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class PostgresStore:
         return iter(())
 
     @contextmanager
-    def opened(self) -> Iterator["_Snapshot"]:
+    def opened(self) -> Iterator["DatabaseSnapshot"]:
         """A snapshot that locks nothing."""
         with closing(Link.connect(self._url, **_CONNECT)) as link:
             link.within(_WHOLE_AUDIT_S)
@@ -35,21 +35,24 @@ class PostgresStore:
             version = recognise(link, self._place)
             with closing(Link.connect(self._url, **_CONNECT)) as apart:
                 expected = expected_schema(apart, version)
-            yield _Snapshot(link, expected)
+            yield DatabaseSnapshot(link, expected)
 
 
-class _Snapshot:
+class DatabaseSnapshot:
     """`broker.ledger.verify.Snapshot` on PostgreSQL."""
 
     def __init__(self, link: Link, expected: set[tuple[str, str, str]]) -> None:
         self._link, self._expected = link, expected
 
     def structure(self) -> Iterator[tuple[str, str, str]]:
+        """See `broker.ledger.verify.Snapshot`."""
         for name in sorted(schema_of(self._link, "head") ^ self._expected):
             yield "schema_changed", "schema", " ".join(name[:2])
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
+        """See `broker.ledger.verify.Snapshot`."""
         return self._link.execute(sql, params)
 
     def rows(self, sql: str) -> Iterator[Any]:
+        """See `broker.ledger.verify.Snapshot`."""
         return self._link.rows(sql)

@@ -1,15 +1,16 @@
 """A database that a whole ledger is imported into, in one transaction."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Final
 
 import psycopg
 
-from broker.ledger import Cursor, LedgerUnavailable, Now
+from broker.ledger import LedgerUnavailable, Now
 from broker.ledger.commands.custody import Arrive
+from broker.ledger.postgres_audit import DatabaseSnapshot
 from broker.ledger.postgres_link import Link
-from broker.ledger.postgres_schema import create_schema, expected_schema, newest, schema_of
+from broker.ledger.postgres_schema import create_schema, expected_schema, newest
 from broker.ledger.postgres_watch import CLOCK
 from broker.ledger.targets import Filling, FillingBase, insert_of
 from broker.ledger.transaction import run
@@ -44,19 +45,10 @@ class PostgresTarget:
             ) from error
 
 
-class _PostgresFilling(FillingBase):
+class _PostgresFilling(DatabaseSnapshot, FillingBase):
     def __init__(self, link: Link, expected: set[tuple[str, str, str]], clock: Now | None) -> None:
-        self._link, self._expected, self._clock = link, expected, clock
-
-    def structure(self) -> Iterable[tuple[str, str, str]]:
-        for name in sorted(schema_of(self._link, "head") ^ self._expected):
-            yield "schema_changed", "schema", " ".join(name[:2])
-
-    def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
-        return self._link.execute(sql, params)
-
-    def rows(self, sql: str) -> Iterator[Any]:
-        return self._link.rows(sql)
+        super().__init__(link, expected)
+        self._clock = clock
 
     def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self._link.run_each(insert_of(table, columns), rows)

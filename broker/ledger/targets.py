@@ -112,11 +112,7 @@ class SqliteTarget:
 class _SqliteFilling(FileSnapshot, FillingBase):
     def __init__(self, connection: sqlite3.Connection) -> None:
         super().__init__(connection)
-        self._connection = connection
         self.arrival: Arrive | None = None
-
-    def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
-        return self._connection.execute(sql, params)
 
     def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         self._connection.executemany(insert_of(table, columns), rows)

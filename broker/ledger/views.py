@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
-from broker.ledger import Reader, make_id, parse_id
-from broker.ledger.epochs import is_here
+from broker.ledger import Reader, make_id
+from broker.ledger.epochs import grant_of_id
 from broker.model import Task, TaskState
 from broker.wire import FeedKill, KillMap, Match, compared
 
@@ -270,12 +270,7 @@ def grant(r: Reader, seq: int) -> GrantRow | None:
 
 def grant_by_id(r: Reader, text: str) -> GrantRow | None:
     """The credential that an id names: a grant's own, or its implicit task's."""
-    try:
-        address = parse_id(text)
-    except ValueError:
-        return None
-    found = grant(r, address.seq) if is_here(r, address) else None
-    return found if found and text in (make_id("grt", address.epoch, found.seq), found.task) else None
+    return grant_of_id(r, text, grant)
 
 
 @dataclass(frozen=True, slots=True)

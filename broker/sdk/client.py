@@ -30,7 +30,35 @@ from broker.sdk.wallet import Wallet
 T = TypeVar("T")
 
 
-class Client:
+class _Agent:
+    """What both colours of the client share: who asks, what it holds, and how that is come by."""
+
+    def __init__(self, *, issuer: str, identity: Identity, elapsed: Elapsed) -> None:
+        self.issuer = protocol.checked_issuer(issuer)
+        self._identity = identity
+        self._session = Session()
+        self._wallet = Wallet(elapsed=elapsed)
+
+    def discard(self, credential: Credential) -> None:
+        """Forget a credential that its service refused; the next `obtain` asks anew."""
+        self._wallet.discard(credential)
+
+    def _obtaining(self, ask: Ask) -> Flow[Credential]:
+        """A credential for `ask`, for whoever has its turn: one asks at a time."""
+        if (kept := self._wallet.fresh(ask)) is not None:  # who waited finds what the one before got
+            return kept
+        asked_at = self._wallet.now()
+        try:
+            credential = yield from protocol.obtain(self.issuer, ask)
+        except Unavailable:
+            if (kept := self._wallet.unexpired(ask)) is not None:
+                return kept
+            raise
+        self._wallet.put(ask, credential, asked_at=asked_at)
+        return credential
+
+
+class Client(_Agent):
     """Asks the broker on behalf of one agent. Safe to share between threads."""
 
     def __init__(
@@ -42,12 +70,9 @@ class Client:
         elapsed: Elapsed = elapsed_ns,
     ) -> None:
         """Raises ValueError for an issuer that is neither https nor on this machine."""
-        self.issuer = protocol.checked_issuer(issuer)
-        self._identity = identity
+        super().__init__(issuer=issuer, identity=identity, elapsed=elapsed)
         self._owned = None if http is not None else httpx2.Client(timeout=protocol.TIMEOUT_S, follow_redirects=False)
         self._http = http if http is not None else self._owned
-        self._session = Session()
-        self._wallet = Wallet(elapsed=elapsed)
         self._locks: WeakValueDictionary[Ask, threading.Lock] = WeakValueDictionary()
 
     def obtain(
@@ -62,22 +87,8 @@ class Client:
         ask = Ask.of(resource, scope=scope, authorization_details=authorization_details, task=task)
         if (kept := self._wallet.fresh(ask)) is not None:
             return kept
-        with self._locks.setdefault(ask, threading.Lock()):  # who waited here finds what the first one got
-            if (kept := self._wallet.fresh(ask)) is not None:
-                return kept
-            asked_at = self._wallet.now()
-            try:
-                credential = self.run(protocol.obtain(self.issuer, ask))
-            except Unavailable:
-                if (kept := self._wallet.unexpired(ask)) is not None:
-                    return kept
-                raise
-            self._wallet.put(ask, credential, asked_at=asked_at)
-            return credential
-
-    def discard(self, credential: Credential) -> None:
-        """Forget a credential that its service refused; the next `obtain` asks anew."""
-        self._wallet.discard(credential)
+        with self._locks.setdefault(ask, threading.Lock()):
+            return self.run(self._obtaining(ask))
 
     def task(
         self,
@@ -127,14 +138,10 @@ class Client:
 
     def run(self, flow: Flow[T]) -> T:
         """Drive one of `protocol`'s flows with this client's transport and identity."""
-        answer: Response | str | None = None
-        while True:
-            try:
-                need = flow.send(answer)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            answer = self._identity.assertion(need.audience) if isinstance(need, Assertion) else self._send(need)
+        return protocol.drive(
+            flow,
+            lambda need: self._identity.assertion(need.audience) if isinstance(need, Assertion) else self._send(need),
+        )
 
     def close(self) -> None:
         """Close the HTTP client, unless it was brought along."""
@@ -166,7 +173,7 @@ class Client:
             raise _unanswered(error) from error
 
 
-class AsyncClient:
+class AsyncClient(_Agent):
     """`Client` for asyncio: the same flows, awaited. Identity sources, which may block, run in a thread."""
 
     def __init__(
@@ -178,14 +185,11 @@ class AsyncClient:
         elapsed: Elapsed = elapsed_ns,
     ) -> None:
         """Raises ValueError for an issuer that is neither https nor on this machine."""
-        self.issuer = protocol.checked_issuer(issuer)
-        self._identity = identity
+        super().__init__(issuer=issuer, identity=identity, elapsed=elapsed)
         self._owned = (
             None if http is not None else httpx2.AsyncClient(timeout=protocol.TIMEOUT_S, follow_redirects=False)
         )
         self._http = http if http is not None else self._owned
-        self._session = Session()
-        self._wallet = Wallet(elapsed=elapsed)
         self._locks: WeakValueDictionary[Ask, asyncio.Lock] = WeakValueDictionary()
 
     async def obtain(
@@ -201,21 +205,7 @@ class AsyncClient:
         if (kept := self._wallet.fresh(ask)) is not None:
             return kept
         async with self._locks.setdefault(ask, asyncio.Lock()):
-            if (kept := self._wallet.fresh(ask)) is not None:
-                return kept
-            asked_at = self._wallet.now()
-            try:
-                credential = await self.run(protocol.obtain(self.issuer, ask))
-            except Unavailable:
-                if (kept := self._wallet.unexpired(ask)) is not None:
-                    return kept
-                raise
-            self._wallet.put(ask, credential, asked_at=asked_at)
-            return credential
-
-    def discard(self, credential: Credential) -> None:
-        """Forget a credential that its service refused; the next `obtain` asks anew."""
-        self._wallet.discard(credential)
+            return await self.run(self._obtaining(ask))
 
     def task(
         self,
@@ -265,17 +255,20 @@ class AsyncClient:
 
     async def run(self, flow: Flow[T]) -> T:
         """Drive one of `protocol`'s flows with this client's transport and identity."""
-        answer: Response | str | None = None
-        while True:
+        given: Response | str | Unavailable | None = None
+        while True:  # as in `protocol.drive`
             try:
-                need = flow.send(answer)
+                need = flow.throw(given) if isinstance(given, Unavailable) else flow.send(given)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            if isinstance(need, Assertion):
-                answer = await asyncio.to_thread(self._identity.assertion, need.audience)
-            else:
-                answer = await self._send(need)
+            try:
+                if isinstance(need, Assertion):
+                    given = await asyncio.to_thread(self._identity.assertion, need.audience)
+                else:
+                    given = await self._send(need)
+            except Unavailable as error:
+                given = error
 
     async def aclose(self) -> None:
         """Close the HTTP client, unless it was brought along."""

@@ -12,21 +12,14 @@ from urllib.parse import urlsplit
 
 from broker.sdk.errors import Unavailable
 from broker.sdk.identity import Identity
-from broker.sdk.protocol import MAX_ANSWER, TIMEOUT_S, Assertion, Flow, Request, Response
+from broker.sdk.protocol import MAX_ANSWER, TIMEOUT_S, Assertion, Flow, Request, Response, drive
 
 T = TypeVar("T")
 
 
 def run(flow: Flow[T], *, identity: Identity) -> T:
     """Drive one of `protocol`'s flows to its end. Raises what the flow raises, and Unavailable if nobody answers."""
-    answer: Response | str | None = None
-    while True:
-        try:
-            need = flow.send(answer)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        answer = identity.assertion(need.audience) if isinstance(need, Assertion) else send(need)
+    return drive(flow, lambda need: identity.assertion(need.audience) if isinstance(need, Assertion) else send(need))
 
 
 def send(request: Request) -> Response:

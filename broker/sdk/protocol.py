@@ -1,12 +1,12 @@
 """What is said to the broker and how its answers are read, without doing either.
 
 Each exchange is a *flow*: a generator that yields what it needs (an HTTP request, or an assertion of the workload's
-identity) and is sent the answer. `client` drives the same flows with threads or with asyncio, `light` with nothing but
-the standard library. Imports nothing heavy, on purpose.
+identity) and is sent the answer, or thrown the Unavailable that was had instead. `client` drives the same flows with
+threads or with asyncio, `light` with nothing but the standard library. Imports nothing heavy, on purpose.
 """
 
 import json
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
@@ -64,6 +64,23 @@ class Assertion:
 
 Flow = Generator[Request | Assertion, Any, T]
 """Yields a Request and is sent a Response, or yields an Assertion and is sent a string; returns a T."""
+
+
+def drive(flow: Flow[T], answer: Callable[[Request | Assertion], Response | str]) -> T:
+    """Run a flow to its end, asking `answer` for what it needs. Raises what either of them raises: Unavailable only if
+    the flow cannot go on without an answer.
+    """
+    given: Response | str | Unavailable | None = None
+    while True:
+        try:
+            need = flow.throw(given) if isinstance(given, Unavailable) else flow.send(given)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        try:
+            given = answer(need)
+        except Unavailable as error:
+            given = error
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,10 @@ class _TaskState:
 
     def _ending(self, issuer: str, error: BaseException | None) -> Flow[dict[str, Any]]:
         outcome = self.outcome or ("completed" if error is None else "failed")
-        return protocol.end_task(issuer, self._session, self.id, outcome=outcome)
+        for _ in range(TRIES_TO_END - 1):
+            with contextlib.suppress(Unavailable):
+                return (yield from protocol.end_task(issuer, self._session, self.id, outcome=outcome))
+        return (yield from protocol.end_task(issuer, self._session, self.id, outcome=outcome))
 
     def _beat_every(self) -> float | None:
         period = self._body.get("heartbeat_seconds") or self._wish.heartbeat
@@ -144,16 +147,9 @@ class Task(_TaskState):
         if self._heart is not None:
             self._heart.join(timeout=protocol.TIMEOUT_S)
         try:
-            self._end(error)
+            self._client.run(self._ending(self._client.issuer, error))
         except BrokerError as failure:
             self._not_ended(failure, error)
-
-    def _end(self, error: BaseException | None) -> None:
-        for _ in range(TRIES_TO_END - 1):
-            with contextlib.suppress(Unavailable):
-                self._client.run(self._ending(self._client.issuer, error))
-                return
-        self._client.run(self._ending(self._client.issuer, error))
 
     def _keep_alive(self, every: float) -> None:
         while not self._done.wait(every):
@@ -209,16 +205,9 @@ class AsyncTask(_TaskState):
             self._heart.cancel()
             await asyncio.wait([self._heart])
         try:
-            await self._end(error)
+            await self._client.run(self._ending(self._client.issuer, error))
         except BrokerError as failure:
             self._not_ended(failure, error)
-
-    async def _end(self, error: BaseException | None) -> None:
-        for _ in range(TRIES_TO_END - 1):
-            with contextlib.suppress(Unavailable):
-                await self._client.run(self._ending(self._client.issuer, error))
-                return
-        await self._client.run(self._ending(self._client.issuer, error))
 
     async def _keep_alive(self, every: float) -> None:
         while True:

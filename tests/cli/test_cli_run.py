@@ -1,18 +1,16 @@
 """`taskpass run`, as a process of its own: what the child gets, and how it ends."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from broker.sdk.testkit import FakeBroker
+from tests.cli.running import finished, python, started
 
-MAIN = "from broker.cli import main; main()"
 RESOURCE = "https://invoices.test"
 
 
@@ -31,20 +29,7 @@ def forget() -> None:
 
 
 def start(url: str, *words: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    environment = {**os.environ, "TASKPASS_URL": url, "TASKPASS_TOKEN": "fake.identity.assertion"}
-    arguments = [sys.executable, "-c", MAIN, "run", "--resource", RESOURCE, *options, "--", *words]
-    return subprocess.Popen(
-        arguments, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=30)
-    return process.returncode, out, err
-
-
-def python(code: str) -> tuple[str, str, str]:
-    return (sys.executable, "-c", code)
+    return started(url, ["--resource", RESOURCE, *options], words)
 
 
 def the_task() -> dict[str, object]:

@@ -5,15 +5,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from broker.sdk.testkit import FakeBroker
+from tests.cli.running import finished, python, started
 
-MAIN = "from broker.cli import main; main()"
 PATH = "/v1/credentials"
 FAKE = FakeBroker()
 
@@ -38,20 +37,7 @@ def forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def start(url: str, options: list[str], *words: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "TASKPASS_URL": url, "TASKPASS_TOKEN": "fake.identity.assertion"}
-    arguments = [sys.executable, "-c", MAIN, "run", *options, "--", *words]
-    return subprocess.Popen(
-        arguments, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=30)
-    return process.returncode, out, err
-
-
-def python(code: str) -> tuple[str, str, str]:
-    return (sys.executable, "-c", code)
+    return started(url, options, words)
 
 
 def the_task() -> dict[str, object]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from broker.config import load_config
+from demo.ports import free_port
 from issuers import Standing
 from issuers.vault import issuer_of
 from tests.cli.conftest import Ran
@@ -85,7 +86,7 @@ def test_it_says_what_is_missing(place: Path, run: Run) -> None:
 
 
 def test_a_server_that_is_not_there_is_said_so_without_the_token(place: Path, run: Run) -> None:
-    _configure(place, f"http://127.0.0.1:{kit.free_port()}")
+    _configure(place, f"http://127.0.0.1:{free_port()}")
     (place / "operator").write_text("hvs.operator-token")
     ran = run("vault-setup", "--apply", "--operator-token-file", place / "operator", code=1)
     assert "cannot be reached" in ran.err

@@ -7,8 +7,9 @@ import httpx2
 
 from broker.sdk.identity import CallableIdentity
 from broker.sdk.verifier import Verifier
+from demo.ports import free_port
 from tests.invariants.checker import Facts, read_database
-from tests.invariants.kit import AUDIENCES, Site, two_free_ports
+from tests.invariants.kit import AUDIENCES, Site
 from tests.postgres import Server
 
 
@@ -26,7 +27,7 @@ class Cluster(Site):
 
     def _broker(self, number: int) -> "Member":
         """A broker with ports and a directory of its own; the issuer stays the same."""
-        port = two_free_ports()
+        port = free_port(in_a_row=2)
         text = self.config_path.read_text().replace("# workers = 2", "workers = 1")
         for line in text.splitlines():
             if line.startswith("listen ="):

@@ -5,12 +5,11 @@ import os
 import secrets
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from broker.cli.init import write_skeleton
 from broker.config import Config, load_config
 from broker.jose import Signer
 from broker.stores import create
+from demo.ports import free_port
 from tests.invariants.checker import Introspected, Killing, Token, Transcript
 
 IDP = "https://idp.example.com"
@@ -39,7 +39,7 @@ class Site:
     def __init__(self, directory: Path, *, database: str | None = None) -> None:
         """`database` is the URL of an empty PostgreSQL database, for a ledger that is not a file."""
         self.directory = directory
-        port = two_free_ports()
+        port = free_port(in_a_row=2)
         self.issuer, self.control = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}"
         self._idp = Signer(private_key=ec.generate_private_key(ec.SECP256R1()))
         jwks = directory / "idp.json"
@@ -77,17 +77,6 @@ class Site:
         now = int(time.time()) + offset_s
         claims = {"iss": iss, "sub": sub, "aud": self.issuer, "iat": now, "exp": now + 60}
         return signer.sign(typ, {**claims, "jti": jti or secrets.token_hex(12)})
-
-
-def two_free_ports() -> int:
-    """A port with a free one after it, neither likely to be given away before it is used."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            with suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
 
 
 def _more_agents(broker: Path) -> None:

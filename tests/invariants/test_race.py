@@ -17,9 +17,10 @@ import httpx2
 import pytest
 
 from broker.ledger.verify import verify_ledger
+from demo.ports import free_port
 from tests.invariants.checker import Facts, Transcript, check, killers_of, kills_in, read_ledger
 from tests.invariants.child import CLOCK_OFFSET_MS
-from tests.invariants.kit import AGENTS, AUDIENCES, OWNERS, Client, Site, bearer, child, two_free_ports
+from tests.invariants.kit import AGENTS, AUDIENCES, OWNERS, Client, Site, bearer, child
 
 pytestmark = pytest.mark.e2e
 
@@ -169,7 +170,7 @@ def workers(tmp_path: Path) -> Iterator[tuple[Site, list[str]]]:
     site = Site(tmp_path)
     with ExitStack() as stack:
         stack.enter_context(child(site, "control"))
-        second = f"http://127.0.0.1:{two_free_ports()}"
+        second = f"http://127.0.0.1:{free_port()}"
         for address, ahead_ms in ((site.issuer, 0), (second, 1_500)):
             env = {CLOCK_OFFSET_MS: str(ahead_ms)}
             stack.enter_context(child(site, "tokens", address.removeprefix("http://"), env=env))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from demo.ports import free_port
 from issuers import IssuerError, Standing
 from tests.issuers import vault as kit
 from tests.issuers.api_server import Fault, Reply
@@ -126,7 +127,7 @@ def test_a_refusal_is_certain_to_have_done_nothing(status: int, tmp_path: Path) 
 
 
 def test_a_server_that_cannot_be_reached_did_nothing(tmp_path: Path) -> None:
-    scene = scene_at(f"http://127.0.0.1:{kit.free_port()}", tmp_path, kit.wall(), token=BROKER)
+    scene = scene_at(f"http://127.0.0.1:{free_port()}", tmp_path, kit.wall(), token=BROKER)
     with pytest.raises(IssuerError) as refused:
         scene.issuer.prepare(scene.order(kit.READONLY))
     assert refused.value.happened is False

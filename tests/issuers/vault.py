@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import psycopg
 import pytest
 import requests
 
+from demo.ports import free_port
 from issuers.vault import Setup, VaultIssuer, connect, settings_of
 from issuers.vault.link import Link
 from issuers.vault.login import Login
@@ -47,13 +47,6 @@ _CREATE = "CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{
 
 def wall() -> int:
     return time.time_ns() // 1_000_000
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Bao:

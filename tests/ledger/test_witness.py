@@ -69,13 +69,6 @@ class Host:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Iterator[Made]:
-    made = Made(tmp_path / "ledger.db")
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def host(made: Made) -> Host:
     return Host(made.verifier_key)
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 
+import httpx2
 import pytest
 
 from broker.sdk.errors import (
@@ -159,6 +160,33 @@ async def test_while_the_broker_is_away_a_credential_serves_to_its_end_and_not_l
     clock.sleep(1)
     with pytest.raises(Unavailable):
         await client.obtain(AUDIENCE)
+
+
+@both
+async def test_a_broker_that_does_not_answer_is_away_too(broker, clock, client):
+    first = await client.obtain(AUDIENCE)
+    away = away_for(broker, 1)
+    clock.sleep(299)
+    assert await client.obtain(AUDIENCE) is first
+    assert away == []
+    async with client.task(purpose="x") as task:
+        away = away_for(broker, 2)
+    assert broker.tasks[task.id]["outcome"] == "completed", "asked a third time"
+    assert away == []
+
+
+def away_for(broker, requests):
+    """The next requests get no answer. What is returned empties as they come."""
+    answer, left = broker.answer, list(range(requests))
+
+    def answer_or_not(request):
+        if left:
+            left.pop()
+            raise httpx2.ConnectError("refused")
+        return answer(request)
+
+    broker.answer = answer_or_not
+    return left
 
 
 @both

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.invariants.kit import two_free_ports
+from demo.ports import free_port
 
 
 class RedisServer:
     """A real server, on a port of its own, keeping nothing on disk."""
 
     def __init__(self, place: Path, *options: str) -> None:
-        self.port = two_free_ports()
+        self.port = free_port()
         self._place, self._options = place, options
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
