@@ -93,7 +93,7 @@ class _Watch:
 
     async def report(self) -> None:
         """Hand the metrics to the process that is scraped."""
-        self.reports.write(self.name, self.metrics.registry)
+        self.reports.write(self.name, self.metrics.collect())
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,10 +55,17 @@ class Stops:
 
     def covering(self, claims: Mapping[str, Any], kid: str | None = None) -> str | None:
         """The id of a provisional kill that covers a credential with these claims, or None."""
+        return self._in_force().dead(claims, kid)
+
+    def any(self) -> bool:
+        """Whether anything is stopped at all."""
+        return bool(self._in_force())
+
+    def _in_force(self) -> KillMap:
         counters = self._counter(0) + self._counter(1)
         if counters != self._seen:
             self._map, self._seen = self._read(), counters
-        return self._map.dead(claims, kid)
+        return self._map
 
     def _counter(self, half: int) -> bytes:
         return self._memory[half * _HALF : half * _HALF + _COUNTER]

@@ -200,6 +200,8 @@ def combine(decisions: Sequence[Decision]) -> Decision:
     Associative, commutative and idempotent. All decisions must come from one bundle (ValueError), so that the answer
     has one hash; so must there be at least one.
     """
+    if len(decisions) == 1:
+        return decisions[0]
     bundles = {decision.bundle for decision in decisions}
     if len(bundles) != 1:
         raise ValueError("combine needs at least one decision, and all of them from one bundle")

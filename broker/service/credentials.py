@@ -255,8 +255,7 @@ class Credentials:
 
     def _stopped(self, order: Order) -> AccessDenied | None:
         """The refusal, while a kill that the ledger has yet to record covers this grant."""
-        claims = {"sub": order.agent, "aud": order.audience, "task": order.task, "jti": order.jti}
-        return self._steps.stopped(claims, None)
+        return self._steps.stopped(agent=order.agent, audience=order.audience, task=order.task, jti=order.jti)
 
     async def _commit(self, command: Command) -> Any:  # noqa: ANN401  (each command has its own outcome)
         """Raises Unavailable: then the row stays as it is, and is ended once its calls have settled."""

@@ -223,8 +223,9 @@ class Issuance:
             tokens = [error] * len(orders)
         for case, order, token in zip(cases, orders, tokens, strict=True):
             assert case.issued is not None
-            claims = {"sub": order.agent, "aud": order.audience, "task": order.task, "jti": order.jti}
-            case.result = self._steps.stopped(claims, order.kid)  # again: a kill may have come meanwhile
+            case.result = self._steps.stopped(  # again: a kill may have come meanwhile
+                agent=order.agent, audience=order.audience, task=order.task, jti=order.jti, kid=order.kid
+            )
             if case.result is not None:
                 await self._fail(case.issued, "killed")
             elif isinstance(token, Exception):

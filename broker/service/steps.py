@@ -12,11 +12,14 @@ from broker.errors import AccessDenied, InvalidTarget, TaskpassError, Unauthoriz
 from broker.ledger import Command
 from broker.ledger.commands.issue import Asked, Pend, Refuse, Refused, Verdict
 from broker.model import ACCESS_TOKEN, Action, Agent, Ask, Resource, Workload
+from broker.registry import Registry
 from broker.rules import Rules
 from broker.service.asks import TokenRequest, narrow, outside_boundary, target
 from broker.service.outcomes import never, refusal_error
 from broker.service.task_facts import TaskFacts, TaskFactsReader
 from broker.stops import Stops
+
+_REMEMBERED = 10_000
 
 
 @dataclass(slots=True)
@@ -63,6 +66,8 @@ class Steps:
         self._stops = stops
         self._now = now
         self._tokens = tokens
+        self._registry: Registry | None = None
+        self._known: dict[tuple[str, str, tuple[str, ...] | None], tuple[Resource, Ask]] = {}
 
     def standing(self, rules: Rules, case: Case) -> None:
         """3, once the agent is known: in good standing."""
@@ -90,14 +95,25 @@ class Steps:
         """5: what is asked, typed, within what is registered."""
         assert case.agent is not None
         try:
-            case.resource = target(rules.registry, case.request)
-            _at_the_right_door(case.resource, tokens=self._tokens)
-            case.ask = narrow(rules.registry, case.agent, case.request)
+            case.resource, case.ask = self._narrowed(rules.registry, case.agent, case.request)
         except TaskpassError as error:
             case.refuse(error.code, error)
             return
-        claims = {"sub": case.agent.id, "aud": case.resource.audience, "task": case.request.task or ""}
-        case.result = self.stopped(claims, None)
+        case.result = self.stopped(agent=case.agent.id, audience=case.resource.audience, task=case.request.task or "")
+
+    def _narrowed(self, registry: Registry, agent: Agent, request: TokenRequest) -> tuple[Resource, Ask]:
+        """A pure function of the registry, so what has no typed parameters in it is narrowed once."""
+        if registry is not self._registry:
+            self._registry, self._known = registry, {}
+        key = (agent.id, request.resource, request.scope)
+        known = self._known.get(key) if request.details is None else None
+        if known is None:
+            resource = target(registry, request)
+            _at_the_right_door(resource, tokens=self._tokens)
+            known = resource, narrow(registry, agent, request)
+            if request.details is None and len(self._known) < _REMEMBERED:
+                self._known[key] = known
+        return known
 
     def decide(self, rules: Rules, cases: Sequence[Case]) -> None:
         """6: all cases in one batch of policy requests, one for each action."""
@@ -144,9 +160,13 @@ class Steps:
         error.decision_id = refused.decision_id
         return error
 
-    def stopped(self, claims: Mapping[str, Any], kid: str | None) -> AccessDenied | None:
+    def stopped(
+        self, *, agent: str, audience: str, task: str, jti: str = "", kid: str | None = None
+    ) -> AccessDenied | None:
         """The refusal, while a kill that the ledger has yet to record covers such a credential."""
-        stop = self._stops.covering(claims, kid)
+        if not self._stops.any():
+            return None
+        stop = self._stops.covering({"sub": agent, "aud": audience, "task": task, "jti": jti}, kid)
         if stop is None:
             return None
         sentence = f"Issuance is on hold by a kill that the ledger has yet to record ({stop})."

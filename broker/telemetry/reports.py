@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import orjson
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 EVERY_S = 5.0
@@ -28,12 +28,12 @@ class Reports:
         for path in self._directory.glob("*.json*"):
             path.unlink(missing_ok=True)
 
-    def write(self, process: str, registry: CollectorRegistry) -> None:
+    def write(self, process: str, counted: Iterable[Metric]) -> None:
         """Hand over what `process` has counted. Raises OSError, and leaves the last report as it was."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
         whole = self._directory / f"{process}.json"
         part = whole.with_suffix(".json.part")
-        part.write_bytes(orjson.dumps([_row(family) for family in registry.collect()]))
+        part.write_bytes(orjson.dumps([_row(family) for family in counted]))
         part.replace(whole)
 
     def read(self, now_s: float) -> Iterator[tuple[str, float, list[Metric]]]:

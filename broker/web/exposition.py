@@ -38,7 +38,7 @@ class Exposition:
     def __call__(self) -> bytes:
         """The text that Prometheus reads."""
         others = [each for each in self._reports.read(self._now() / 1000) if each[0] != self._process]
-        counted = [(self._process, self._metrics.registry.collect()), *((name, found) for name, _, found in others)]
+        counted = [(self._process, self._metrics.collect()), *((name, found) for name, _, found in others)]
         ages = [("process_report_age_seconds", age, {"process": name}) for name, age, _ in others]
         return generate_latest(_Everything(Merged(counted), [*self._facts.read(), *ages]))
 

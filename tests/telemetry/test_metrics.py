@@ -111,7 +111,7 @@ def test_reports_of_other_processes_keep_their_name_and_a_restart_is_a_reset(tmp
     reports = Reports(tmp_path / "metrics")
     worker = Metrics()
     worker.token_batch(["a token", "another", ValueError()], 0.01)
-    reports.write("worker-0", worker.registry)
+    reports.write("worker-0", worker.collect())
     ((name, age, families),) = reports.read((tmp_path / "metrics" / "worker-0.json").stat().st_mtime + 3)
     assert (name, age) == ("worker-0", pytest.approx(3))
     (counted,) = (family for family in families if family.name == "taskpass_token_requests")
@@ -119,7 +119,7 @@ def test_reports_of_other_processes_keep_their_name_and_a_restart_is_a_reset(tmp
         ("issued", 2),
         ("server_error", 1),
     }
-    reports.write("worker-0", Metrics().registry)
+    reports.write("worker-0", Metrics().collect())
     reports.clear()
     assert list(reports.read(0)) == []
 
@@ -127,7 +127,7 @@ def test_reports_of_other_processes_keep_their_name_and_a_restart_is_a_reset(tmp
 def test_a_full_disk_leaves_the_last_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     reports, metrics = Reports(tmp_path), Metrics()
     metrics.refused({"no_credential": 1})
-    reports.write("worker-0", metrics.registry)
+    reports.write("worker-0", metrics.collect())
     before = (tmp_path / "worker-0.json").read_bytes()
 
     def full(*_: object) -> int:
@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_the_last_report(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
-        reports.write("worker-0", Metrics().registry)
+        reports.write("worker-0", Metrics().collect())
     assert (tmp_path / "worker-0.json").read_bytes() == before
 
 
