@@ -1,9 +1,9 @@
 """The ASGI application of one broker process."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from fastapi import Depends, FastAPI, Request
@@ -84,7 +84,8 @@ def create_app(
         app.include_router(operations.scraping)
     app.include_router(operations.router)
     publish(app)
-    _render_errors(app)
+    for kind, handler in _HANDLERS:
+        app.add_exception_handler(kind, handler)
     check_guards(app.router.routes)
     return app
 
@@ -118,10 +119,9 @@ class Application(FastAPI):
                 await guard(request)
                 response = await handler(request)
             except TaskpassError as error:
-                await record(request, error)
-                response = problem(error)
+                response = await _refused(request, error)
             except Exception as error:  # noqa: BLE001  (rendered as a 500 that leaks nothing)
-                response = problem(unforeseen(error))
+                response = await _bug(request, error)
             await response(scope, receive, send)
 
         self._direct[method, path] = answer
@@ -134,35 +134,36 @@ class Application(FastAPI):
         await app(scope, receive, send)
 
 
-def _render_errors(app: FastAPI) -> None:
-    async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, TaskpassError)
-        await record(request, error)
-        return problem(error)
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TaskpassError)
+    await record(request, error)
+    return problem(error)
 
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        first: dict[str, Any] = error.errors()[0]
-        where = " ".join(str(part) for part in first["loc"])[:120]
-        return await refused(request, Malformed(f"{where}: {first['msg']}."))
 
-    async def routing(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        if error.status_code == 404:
-            return problem(NotFound("There is no such path."))
-        found = problem(Malformed("This path does not take that method."), error.status_code)
-        for name, value in (error.headers or {}).items():
-            found.headers[name] = value
-        return found
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = error.errors()[0]
+    where = " ".join(str(part) for part in first["loc"])[:120]
+    return await _refused(request, Malformed(f"{where}: {first['msg']}."))
 
-    async def bug(_: Request, error: Exception) -> Response:
-        return problem(unforeseen(error))
 
-    handlers: list[tuple[type[Exception], Callable[[Request, Exception], Awaitable[Response]]]] = [
-        (TaskpassError, refused),
-        (RequestValidationError, invalid),
-        (HTTPException, routing),
-        (Exception, bug),
-    ]
-    for kind, handler in handlers:
-        app.add_exception_handler(kind, handler)
+async def _misrouted(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return problem(NotFound("There is no such path."))
+    found = problem(Malformed("This path does not take that method."), error.status_code)
+    for name, value in (error.headers or {}).items():
+        found.headers[name] = value
+    return found
+
+
+async def _bug(_: Request, error: Exception) -> Response:
+    return problem(unforeseen(error))
+
+
+_HANDLERS: Final[Sequence[tuple[type[Exception], Callable[[Request, Exception], Awaitable[Response]]]]] = (
+    (TaskpassError, _refused),
+    (RequestValidationError, _invalid),
+    (HTTPException, _misrouted),
+    (Exception, _bug),
+)

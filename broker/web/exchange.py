@@ -4,7 +4,7 @@ Uvicorn's connection goes on serving everything else, and whatever is not plain 
 escaped path, `Expect`, HTTP/1.0, pipelining, a client that does not read, one more than the broker takes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -17,11 +17,11 @@ from broker.web.token import HEADERS, PATH, TokenEndpoint, granted
 _PATH: Final = PATH.encode()
 
 
-def _head(status: int, headers: Any) -> bytes:  # noqa: ANN401  (pairs of bytes)
+def _head(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % pair for pair in headers)
 
 
-_GRANTED: Final = _head(200, HEADERS)
+_GRANTED: Final = _head(200, HEADERS)  # and then its length
 
 
 class TokenConnection(BoundedProtocol):
@@ -130,12 +130,12 @@ class Exchange:
             self._answer(error)
 
     def _answer(self, answer: TokenAnswer | Exception) -> None:
-        if not isinstance(answer, Exception):
-            self._write(_GRANTED, granted(answer))
-            return
-        response = self._endpoint.refusal(answer, self._address)
-        headers = [pair for pair in response.raw_headers if pair[0] != b"content-length"]
-        self._write(_head(response.status_code, headers), bytes(response.body))
+        if isinstance(answer, Exception):
+            response = self._endpoint.refusal(answer, self._address)
+            self._write(_head(response.status_code, response.raw_headers), bytes(response.body))
+        else:
+            body = granted(answer)
+            self._write(b"%bcontent-length: %d\r\n" % (_GRANTED, len(body)), body)
 
     def _write(self, head: bytes, body: bytes) -> None:
         """The answer, and the connection's turn to the next request."""
@@ -144,7 +144,7 @@ class Exchange:
         if self.disconnected or transport.is_closing():
             return
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        transport.write(b"%bcontent-length: %d\r\n%b%b" % (head, len(body), end, body))
+        transport.write(head + end + body)
         if not self.keep_alive:
             transport.close()
         self._connection.on_response_complete()

@@ -24,8 +24,10 @@ from broker.wire import Cursor, FeedKill
 log = structlog.get_logger(__name__)
 
 HEARTBEAT_S = 1.0
-POLL_S = 0.010
-"""How often the store is asked whether anyone has committed. Costs microseconds; kills of this process do not wait."""
+POLL_S = 0.020
+"""How often the store is asked whether anyone has committed. While somebody does, each time costs a quarter of a
+millisecond. Kills of this process do not wait for it.
+"""
 QUEUE = 1_000
 """Events that may wait for one slow listener before it is cut off; it comes back with its cursor."""
 ACKS_AT_ONCE = 200

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from broker.ledger import Tx, make_id
+from broker.ledger import Head, Tx, make_id
 from broker.ledger.commands.guards import REPLAYED, Stale, holding, mark_of, spend, task_problem
 from broker.model import Ask, Proof, Selector, Target, Workload
 
@@ -60,6 +60,12 @@ class Verdict:
     policy_hash: str
     registry_hash: str
     reason: str | None = None
+
+    def stale(self, head: Head) -> Stale | None:
+        """The answer to a decision by other rules than those in force; None for one that counts."""
+        if (head.registry_hash, head.policy_hash) == (self.registry_hash, self.policy_hash):
+            return None
+        return Stale(head.registry_hash, head.policy_hash)
 
     def body(self) -> dict[str, Any]:
         """As recorded in the event."""
@@ -117,10 +123,8 @@ class Issue(NamedTuple):
     ttl_ms: int
 
     def apply(self, tx: Tx) -> "Issued | Refused | Stale":
-        asked, head = self.asked, tx.head
-        if head.registry_hash != self.verdict.registry_hash or head.policy_hash != self.verdict.policy_hash:
-            return Stale(head.registry_hash, head.policy_hash)
-        refused = check(tx, asked)
+        asked = self.asked
+        refused = self.verdict.stale(tx.head) or check(tx, asked)
         if refused is not None:
             return refused
         iat, exp = lifetime(tx, asked, self.ttl_ms)
@@ -171,15 +175,12 @@ class Refuse:
     verdict: Verdict | None = None
 
     def apply(self, tx: Tx) -> "Refused | Stale":
-        verdict = self.verdict
-        if verdict is not None and (tx.head.registry_hash, tx.head.policy_hash) != (
-            verdict.registry_hash,
-            verdict.policy_hash,
-        ):
-            return Stale(tx.head.registry_hash, tx.head.policy_hash)
+        stale = None if self.verdict is None else self.verdict.stale(tx.head)
+        if stale is not None:
+            return stale
         if not spend(tx, self.asked.workload.proof):
             return _replayed(tx, self.asked)
-        return refuse(tx, self.asked, self.reason, self.sentence, verdict=verdict)
+        return refuse(tx, self.asked, self.reason, self.sentence, verdict=self.verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +196,7 @@ class Pend:
 
     def apply(self, tx: Tx) -> "Pending | Refused | Stale":
         asked, verdict = self.asked, self.verdict
-        if (tx.head.registry_hash, tx.head.policy_hash) != (verdict.registry_hash, verdict.policy_hash):
-            return Stale(tx.head.registry_hash, tx.head.policy_hash)
-        refused = check(tx, asked)
+        refused = verdict.stale(tx.head) or check(tx, asked)
         if refused is not None:
             return refused
         tx.execute(
