@@ -93,6 +93,7 @@ def test_processes_that_die_come_back_and_a_stop_leaves_none(tmp_path: Path) -> 
     async def scenario(served: Child) -> list[int]:
         control, *workers = processes_of(served).values()
         assert len(workers) == 2
+        assert all(os.getpriority(os.PRIO_PROCESS, each) > os.getpriority(os.PRIO_PROCESS, control) for each in workers)
         async with Clients(site) as clients, verifier_of(site) as verifier:
             token = (await clients.agents.token("bot-0")).json()["access_token"]
             assert (await verifier.averify(token)).agent == "bot-0"
