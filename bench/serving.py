@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from bench.machine import children_of, pin
 from bench.site import Site
 
-_START_S, _STOP_S = 30, 20
+_START_S, _STOP_S = 90, 20
 
 
 @dataclass(frozen=True, slots=True)
