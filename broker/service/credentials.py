@@ -300,7 +300,7 @@ class Credentials:
             row = external_grant_by_id(r, grant_id)
         if row is None or row.agent != caller.id:
             raise NotFound(f"There is no credential {grant_id[:80]} of yours.")
-        await self._writer.submit(GiveBack(Begun(row.seq, grant_id, row.task, row.issuer, 0, 0, ""), caller.id))
+        await self._writer.submit(GiveBack(row.seq, caller.id))
         return self.get(caller, grant_id)
 
 

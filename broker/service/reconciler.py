@@ -7,7 +7,6 @@ never gives up: what keeps failing becomes `stuck`, which a human is told of, an
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import structlog
 
@@ -36,13 +35,6 @@ _ORPHAN_AGE_MS = 120_000
 """An orphan must have been seen this long ago too: what a broker is just making is recorded a moment later."""
 
 
-@dataclass(slots=True)
-class _Orphans:
-    """What one backend had that the ledger did not know, and since when."""
-
-    since: dict[tuple[tuple[str, str], ...], int] = field(default_factory=dict)
-
-
 class Reconciler:
     """Brings the backends to what the ledger says. Each has a drain of its own: one that hangs delays no other."""
 
@@ -64,7 +56,8 @@ class Reconciler:
         self._stuck_after = stuck_after
         self._now = now
         self._draining: dict[str, asyncio.Task[None]] = {}
-        self._orphans = {name: _Orphans() for name in backends}
+        # What each backend had that the ledger did not know, and since when.
+        self._unowned_since: dict[str, dict[tuple[tuple[str, str], ...], int]] = {name: {} for name in backends}
 
     # --- What the broker's chores call --------------------------------------------------------------------------------
 
@@ -188,7 +181,7 @@ class Reconciler:
                 return unknown(found, recorded_handles(r, name))
 
         unowned = {_key(handle): handle for handle in await backend.ending.run(search)}
-        since, now = self._orphans[name].since, self._now()
+        since, now = self._unowned_since[name], self._now()
         for key in since.keys() - unowned.keys():
             del since[key]
         old = [handle for key, handle in unowned.items() if now - since.setdefault(key, now) >= _ORPHAN_AGE_MS]

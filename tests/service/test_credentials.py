@@ -169,6 +169,13 @@ def test_a_holder_gives_back(site: Site):
     assert site.types(body["id"]) == ["issuing", "prepared", "delivered", "revoking", "gone"]
 
 
+def test_what_is_given_back_by_its_implicit_tasks_id_is_recorded_as_the_grant_that_it_is(site: Site):
+    body = site.granted()
+    assert site.broker.post(f"/v1/credentials/{body['task']}/revoke", by="data-bot").json()["state"] == "revoking"
+    [event] = site.broker.events("revoking")
+    assert (event["jti"], event["task"]) == (body["id"], body["task"])
+
+
 def test_what_only_expires_says_so(tmp_path: Path):
     site = Site(tmp_path, MemoryIssuer(ending=Ending.EXPIRES_ONLY))
     try:

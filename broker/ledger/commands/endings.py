@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
-from broker.ledger import Tx, make_id
-from broker.ledger.commands.credentials import EXPIRES_ONLY
-from broker.ledger.epochs import epoch_in
+from broker.ledger import Tx
+from broker.ledger.commands.credentials import EXPIRES_ONLY, grant_event
 from broker.model import GrantState
 
 CLAIM_MS = 60_000
@@ -151,9 +151,8 @@ class Settle:
     def _again(self, tx: Tx, at: int) -> None:
         tx.put("UPDATE external_grants SET next_try = ? WHERE seq = ?", (at, self.due.seq))
 
-    def _event(self, tx: Tx, task: str) -> dict[str, str | int]:
-        jti = make_id("grt", epoch_in(tx, self.due.seq), self.due.seq)
-        return {"jti": jti, "task": task, "issuer": self.due.issuer}
+    def _event(self, tx: Tx, task: str) -> dict[str, Any]:
+        return grant_event(tx, self.due.seq, task, self.due.issuer)
 
 
 @dataclass(frozen=True, slots=True)
