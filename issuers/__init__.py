@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 class Ending(StrEnum):
@@ -90,6 +90,13 @@ class IssuerError(Exception):
         self.retry_after_s = retry_after_s
 
 
+class NotRenewable(IssuerError):
+    """The backend lets this one live no longer than it was made for. Nothing was done."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, happened=False)
+
+
 class Makes(Protocol):
     """How a credential comes to be, in two steps."""
 
@@ -145,3 +152,23 @@ class Keeper(Protocol):
     def holds(self, handle: Handle) -> bool:
         """Whether this process can end, or look at, what the handle finds."""
         ...
+
+
+@runtime_checkable
+class Renewer(Protocol):
+    """What an issuer adds that can have its credentials live longer than they were made for: having it says so."""
+
+    def renews(self, handle: Handle) -> bool:
+        """Whether the credential that the handle finds is of a kind that can live longer. Asks nobody."""
+        ...
+
+    def renew(self, handle: Handle, exp: int) -> int:
+        """Have it live until `exp`, in seconds, as far as the backend allows: until when it does. Never brings back
+        what has ended. Raises NotRenewable, IssuerError; `happened` None: nobody knows which of the two times holds.
+        """
+        ...
+
+
+def renewer_of(issuer: SecretIssuer, handle: Handle) -> Renewer | None:
+    """What can have this credential live longer, if anything can."""
+    return issuer if isinstance(issuer, Renewer) and issuer.renews(handle) else None

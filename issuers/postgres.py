@@ -128,6 +128,21 @@ class PostgresIssuer:
             values = self._values(session, settings, role, password)
         return Minted(values=values, handle={**prepared, "oid": oid}, exp=exp)
 
+    def renews(self, handle: Handle) -> bool:
+        """Every login that was made."""
+        return "oid" in handle
+
+    def renew(self, handle: Handle, exp: int) -> int:
+        """Move the role's VALID UNTIL, unless it has gone or its door is closed: then it is being ended."""
+        role = handle["role"]
+        with self._sessions.one() as session:
+            session.execute(sql.SQL("BEGIN; ") + _turn(role))  # whoever ends it waits until this is over, or is done
+            found = self._look_up(session, role)
+            if found is None or not found.ours or not found.can_login or found.oid != handle["oid"]:
+                raise IssuerError("The login has ended, so it cannot be renewed.", happened=False)
+            session.execute(_until(role, exp) + sql.SQL("; COMMIT"))
+        return exp
+
     def revoke(self, handle: Handle) -> None:
         """Close the door, end whoever is inside, clear away what depends on the role, drop it. Waits for a
         creation whose answer was given up; one that the server begins only later makes an orphan, found as such.
@@ -285,7 +300,15 @@ def _create(role: str, verifier: str, exp: int, settings: PostgresSettings) -> s
     return sql.SQL(
         "CREATE ROLE {} LOGIN INHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
         " CONNECTION LIMIT {} PASSWORD {} VALID UNTIL {}"
-    ).format(sql.Identifier(role), settings.connection_limit, verifier, datetime.fromtimestamp(exp, UTC).isoformat())
+    ).format(sql.Identifier(role), settings.connection_limit, verifier, _timestamp(exp))
+
+
+def _until(role: str, exp: int) -> sql.Composed:
+    return sql.SQL("ALTER ROLE {} VALID UNTIL {}").format(sql.Identifier(role), _timestamp(exp))
+
+
+def _timestamp(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def _mark(role: str, comment: str) -> sql.Composed:

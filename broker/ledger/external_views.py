@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
 from broker.ledger import Reader, make_id, parse_id
 from broker.ledger.epochs import is_here
+from broker.ledger.events import parse
 from broker.ledger.views import KillRow
 from broker.model import GrantState
 from broker.wire import Match
@@ -62,6 +64,25 @@ def external_grant_by_id(r: Reader, text: str) -> ExternalRow | None:
         return None
     found = external_grant(r, address.seq) if is_here(r, address) else None
     return found if found and text in (make_id("grt", address.epoch, found.seq), found.task) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What was asked for a grant, as its `issuing` event says, and how long it was to live at first."""
+
+    jti: str
+    actions: Sequence[str]
+    parameters: Mapping[str, Any]
+    implicit: bool
+    life_s: int
+
+
+def origin_of(r: Reader, seq: int) -> Origin:
+    """Of the grant whose intent is at this position: its event is not archived while it may be at its backend."""
+    (data,) = r.execute("SELECT bytes FROM events WHERE seq = ?", (seq,)).fetchone()
+    body = parse(bytes(data)).body
+    implicit = body.get("implicit", False)
+    return Origin(body["jti"], body["actions"], body.get("parameters", {}), implicit, body["exp"] - body["iat"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from broker.service.calls import Busy, Calls, StillRunning, place_of
 from broker.service.outcomes import approval_needed, refusal_error
 from broker.service.steps import Case, Steps, split_actions
 from broker.telemetry import tracing
-from issuers import Ending, Handle, IssuerError, Minted, Order, SecretIssuer
+from issuers import Ending, Handle, IssuerError, Minted, Order, SecretIssuer, renewer_of
 
 log = structlog.get_logger(__name__)
 
@@ -112,7 +112,9 @@ class Credentials:
             error.decision_id = error.decision_id or begun.decision_id
             raise
         ending = _ending(backend.issuer, order.settings)
-        return {**_answer(begun, order, minted, ending), "resource": asked.ask.resource, "seq": delivered.seq}
+        renewable = asked.task is not None and renewer_of(backend.issuer, minted.handle) is not None
+        more = {"resource": asked.ask.resource, "renewable": renewable, "seq": delivered.seq}
+        return {**_answer(begun, order, minted, ending), **more}
 
     # --- Steps 1 to 8 -------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,12 @@ class CredentialBody(Body):
     ttl_seconds: int | None = None
 
 
+class RenewalBody(Body):
+    """`POST /v1/credentials/{id}/renew`. From now on; by default as long again as it was first given."""
+
+    ttl_seconds: int | None = None
+
+
 def _broker(request: Request) -> Broker:
     broker: Broker = request.app.state.broker
     return broker
@@ -47,6 +53,13 @@ async def issue(request: Request, caller: CallerOf) -> Response:
 async def look(request: Request, caller: CallerOf, grant_id: str) -> Response:
     """How one credential stands, without its secret."""
     return json_answer(_broker(request).credentials.get(caller, grant_id))
+
+
+@router.post("/v1/credentials/{grant_id}/renew", openapi_extra=takes(RenewalBody))
+async def renew(request: Request, caller: CallerOf, grant_id: str) -> Response:
+    """Have it live longer, within its task. Its secret stays the same, and is not in this answer."""
+    body = await read_json(request, RenewalBody)
+    return json_answer(await _broker(request).renewals.renew(caller, grant_id, ttl_s=body.ttl_seconds))
 
 
 @router.post("/v1/credentials/{grant_id}/revoke")

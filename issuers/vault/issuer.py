@@ -50,8 +50,14 @@ class VaultIssuer:
         order, settings = self._capped(order), checked(order)
         return (self._static if settings.static else self._leased).issue(order, prepared, settings)
 
+    def renews(self, handle: Handle) -> bool:
+        """What has a lease that we know. Of what was wrapped nobody knows it, and what is static has none."""
+        return "lease_id" in handle
+
     def renew(self, handle: Handle, exp: int) -> int:
-        """Have a leased secret live until `exp`, as far as Vault allows: until when it does. Raises IssuerError."""
+        """Have a leased secret live until `exp`, as far as Vault allows: until when it does. Raises NotRenewable,
+        IssuerError.
+        """
         return self._leased.renew(handle, exp)
 
     def revoke(self, handle: Handle) -> None:
