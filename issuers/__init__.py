@@ -146,6 +146,18 @@ class SecretIssuer(Makes, Ends, Protocol):
     max_ttl_s: int
 
 
+class Foresees(Protocol):
+    """What an issuer adds that often need not ask anybody what will find the credential: it is on record one commit
+    earlier then.
+    """
+
+    def foreseen(self, order: Order) -> Handle | None:
+        """What `prepare` would return, or None where only `prepare` can tell. Called inside the ledger's transaction:
+        has no effect, and waits for nobody.
+        """
+        ...
+
+
 class Keeper(Protocol):
     """What an issuer adds whose backend ends a credential only for who shows it: its maker alone, while it runs."""
 

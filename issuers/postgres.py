@@ -6,7 +6,6 @@ The password is sent as a SCRAM verifier. Its clear text reaches neither the ser
 """
 
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from psycopg import conninfo, sql
 
 from issuers import Ending, Found, Handle, IssuerError, Minted, Order, Standing
 from issuers.postgres_admin import Connection, Server, Sessions, server_of, sorted_errors
+from issuers.scram import Passwords
 
 __all__ = ["PostgresIssuer", "PostgresSettings", "Server", "server_of", "settings_of", "setup_sql"]
 
@@ -91,13 +91,19 @@ class PostgresIssuer:
         self._server = server
         self._mark = f"taskpass {ledger} "
         self._sessions = Sessions(server)
+        self._passwords = Passwords(ready=server.connections)
         self.min_ttl_s, self.max_ttl_s = server.min_ttl_s, server.max_ttl_s
+
+    def foreseen(self, order: Order) -> Handle | None:
+        """The name of the role to come follows from the grant's id."""
+        match = _GRANT.fullmatch(order.jti)
+        return None if match is None else {"role": f"{self._server.prefix}_{match[1]}_{match[2]}"}
 
     def prepare(self, order: Order) -> Handle:
         """The name of the role to come."""
-        if (match := _GRANT.fullmatch(order.jti)) is None:
+        if (handle := self.foreseen(order)) is None:
             raise IssuerError("The grant's id cannot name a role.", happened=False)
-        return {"role": f"{self._server.prefix}_{match[1]}_{match[2]}"}
+        return handle
 
     def issue(self, order: Order, prepared: Handle) -> Minted:
         """Create the role with a password of its own, in one transaction."""
@@ -110,10 +116,9 @@ class PostgresIssuer:
             settings = settings_of(order.settings)
         except ValueError as error:
             raise IssuerError(f"The settings of the resource are wrong: {error}.", happened=False) from None
-        role, password = prepared["role"], secrets.token_urlsafe(32)
-        granted = settings.granted(order.actions)
+        role, granted = prepared["role"], settings.granted(order.actions)
+        password, verifier = self._passwords.take()
         with self._sessions.one() as session:
-            verifier = session.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
             statements = [
                 sql.SQL("BEGIN"),
                 _turn(role),
@@ -202,7 +207,8 @@ class PostgresIssuer:
             yield {"role": name, "oid": oid}
 
     def shut_down(self) -> None:
-        """Let go of the broker's own sessions."""
+        """Let go of the broker's own sessions, and of passwords that nobody got."""
+        self._passwords.close()
         self._sessions.close()
 
     def _look_up(self, session: Connection, role: str) -> "_Role | None":

@@ -106,12 +106,18 @@ class X509Issuer:
         self._chain, self._key = _load(authority)
         self.min_ttl_s, self.max_ttl_s = authority.min_ttl_s, authority.max_ttl_s
 
-    def prepare(self, order: Order) -> Handle:
+    def foreseen(self, order: Order) -> Handle | None:
         """The serial number, which says which grant it is, and the latest possible end."""
         if (match := _GRANT.fullmatch(order.jti)) is None:
-            raise IssuerError("The grant's id cannot be a serial number.", happened=False)
+            return None
         serial = (1 << 96) | (int(match[1], 16) << 64) | int(match[2])
         return {"serial": f"{serial:x}", "expires": str(min(order.exp, order.iat + self.max_ttl_s))}
+
+    def prepare(self, order: Order) -> Handle:
+        """The same. Raises IssuerError."""
+        if (handle := self.foreseen(order)) is None:
+            raise IssuerError("The grant's id cannot be a serial number.", happened=False)
+        return handle
 
     def issue(self, order: Order, prepared: Handle) -> Minted:
         """A new key and its certificate, checked before they are returned."""

@@ -3,7 +3,7 @@ world outside of the transaction, so step 9 is in parts:
 
  1. to 7.                     as `issuance`; the route's guard has authenticated the caller
  8. commit the intent         a kill, hold, reload or task's end that came first; a proof spent twice
- 9a. prepare, and record it   a credential at the backend that the ledger cannot find
+ 9a. prepare, and record it   a credential at the backend that the ledger cannot find (in 8 already, if foreseen)
  9b. ask the backend          only now can there be one
 10. check what was made       one that outlives its commit
 11. commit again, then answer a kill, hold or task's end that came meanwhile: revoked, and not handed out
@@ -179,6 +179,7 @@ class Credentials:
         assert case.resource is not None
         assert case.verdict is not None
         issuer = self._backends[case.resource.issuer].issuer
+        foreseen: Callable[[Order], Handle | None] = getattr(issuer, "foreseen", lambda _: None)
         return Begin(
             asked=case.asked(),
             verdict=case.verdict,
@@ -188,6 +189,7 @@ class Credentials:
             ttl_ms=case.ttl_s * 1000,
             min_ttl_ms=issuer.min_ttl_s * 1000,
             settles_ms=self._settles_ms,
+            foreseen=lambda begun: foreseen(_order(begun, case)),
         )
 
     # --- Steps 9 to 11 ------------------------------------------------------------------------------------------------
@@ -198,6 +200,8 @@ class Credentials:
         if stop is not None:
             await self._abandon(Abandon(begun, "killed", happened=False))
             raise stop
+        if begun.prepared is not None:
+            return begun.prepared
         try:
             prepared = await backend.making.run(backend.issuer.prepare, order)
         except Exception as error:  # noqa: BLE001  (whatever a backend does becomes a recorded end)

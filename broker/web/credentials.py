@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from broker.model import Caller
 from broker.service import Broker
 from broker.service.asks import CredentialAsk
 from broker.web.guards import CallerOf
@@ -36,8 +37,9 @@ def _broker(request: Request) -> Broker:
 
 
 @router.post("/v1/credentials", status_code=201, openapi_extra=takes(CredentialBody))
-async def issue(request: Request, caller: CallerOf) -> Response:
+async def issue(request: Request) -> Response:
     """A credential that a backend makes for this task only. Its secret is in this answer, and nowhere else."""
+    caller: Caller = request.state.caller
     body = await read_json(request, CredentialBody)
     ask = CredentialAsk(
         resource=body.resource,

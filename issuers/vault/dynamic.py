@@ -36,6 +36,13 @@ class Leased:
         )
         return {"accessor": session.accessor, "path": settings.path}
 
+    def foreseen(self, order: Order, settings: VaultSettings) -> Handle | None:
+        """The session that will own the lease, if it is open."""
+        if settings.admin or settings.wrap_ttl_s:
+            return None
+        session = self._sessions.opened(order, settings)
+        return None if session is None else {"accessor": session.accessor, "path": settings.path}
+
     def issue(self, order: Order, prepared: Handle, settings: VaultSettings) -> Minted:
         """Have Vault lease the secret, no longer than the order allows."""
         body = settings.body(order)

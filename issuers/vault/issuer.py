@@ -40,6 +40,14 @@ class VaultIssuer:
         """How the credentials of a resource end. Raises ValueError."""
         return Ending.EXPIRES_ONLY if settings_of(settings).static else Ending.REVOCABLE
 
+    def foreseen(self, order: Order) -> Handle | None:
+        """The session that will own the lease, where an earlier one of the task opened it."""
+        try:
+            order, settings = self._capped(order), settings_of(order.settings)
+        except ValueError:
+            return None
+        return None if settings.static else self._leased.foreseen(order, settings)
+
     def prepare(self, order: Order) -> Handle:
         """Open the session that will own the lease, or find it."""
         order, settings = self._capped(order), checked(order)

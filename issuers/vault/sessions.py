@@ -54,14 +54,19 @@ class Sessions:
         with self._lock:
             opening = self._opening.setdefault(key, Lock())
         with opening:  # one of many concurrent first requests opens it for all
-            with self._lock:
-                found = self._by_accessor.get(self._shared.get(key, ""))
-            if found is not None and found.ends >= order.exp and found.until > self._now() // 1000:
-                return found
-            opened = self.open(order, settings)
-            with self._lock:
-                self._shared[key] = opened.accessor
-            return opened
+            found = self.opened(order, settings)
+            if found is None:
+                found = self.open(order, settings)
+                with self._lock:
+                    self._shared[key] = found.accessor
+            return found
+
+    def opened(self, order: Order, settings: VaultSettings) -> Session | None:
+        """The same if it is open already. Asks nobody."""
+        with self._lock:
+            found = self._by_accessor.get(self._shared.get((order.task, order.audience, settings.path), ""))
+        lasts = found is not None and found.ends >= order.exp and found.until > self._now() // 1000
+        return found if lasts else None
 
     def open(self, order: Order, settings: VaultSettings) -> Session:
         """One for this order alone. Raises IssuerError."""

@@ -9,7 +9,7 @@ PLACE = "INVARIANTS_BACKEND"
 
 
 class FileIssuer:
-    """A `SecretIssuer` of files."""
+    """A `SecretIssuer` of files. What a resource of the setting `foreseen` gets needs no session."""
 
     kind = "file"
     ending = Ending.REVOCABLE
@@ -20,6 +20,9 @@ class FileIssuer:
         self.logins, self.sessions = place / "logins", place / "sessions"
         for folder in (self.logins, self.sessions):
             folder.mkdir(parents=True, exist_ok=True)
+
+    def foreseen(self, order: Order) -> Handle | None:
+        return {"login": f"tp_{order.jti.removeprefix('grt_')}"} if order.settings.get("foreseen") else None
 
     def prepare(self, order: Order) -> Handle:
         name = f"tp_{order.jti.removeprefix('grt_')}"

@@ -34,6 +34,7 @@ MAKING = (
     "before:first_byte",
     "after:first_byte",
 )
+MAKING_FORESEEN = ("applied:intent", "before:issued", "after:issued", "applied:deliver", "before:first_byte")
 ENDING = ("applied:claim", "before:closed", "after:closed", "before:revoked", "after:revoked", "after:statusd")
 ENDING = (*ENDING, "applied:settle")
 LATER_S = 90  # by the clock of the next life: whatever the last one had begun has settled
@@ -54,9 +55,9 @@ PERMIT = '@id("bot-reads-orders") permit (principal == Agent::"bot-0", action ==
 class Life:
     """One ledger and one backend through crashes. Each life's clock is later than the last one's."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **settings: str) -> None:
         self.site = Site(directory)
-        _register(self.site.registry, directory / "broker")
+        _register(self.site.registry, directory / "broker", RESOURCE | {"settings": settings})
         self.failpoint = Failpoint(directory / "failpoint")
         self.backend = directory / "backend"
         self.offset_s = 0
@@ -128,9 +129,9 @@ class Life:
         self._stack.close()
 
 
-def _register(registry: Path, broker: Path) -> None:
+def _register(registry: Path, broker: Path, resource: dict[str, Any]) -> None:
     for name, change in (
-        ("resources", lambda rows: rows.update({"orders-db": RESOURCE})),
+        ("resources", lambda rows: rows.update({"orders-db": resource})),
         ("agents", lambda rows: rows["bot-0"]["boundary"].update({"orders-db": ["orders:read"]})),
     ):
         file = registry / f"{name}.yaml"
@@ -173,6 +174,25 @@ def test_57_sigkill_at_every_step_of_an_issuance(life: Life) -> None:
     assert life.logins() == set()
     # A session that was opened and never recorded is what only its own short limit ends: two steps leave one.
     assert [file.name for file in sorted((life.backend / "sessions").iterdir())] == unrecorded
+
+
+def test_57_sigkill_at_every_step_of_an_issuance_whose_handle_is_foreseen(tmp_path: Path) -> None:
+    life = Life(tmp_path, foreseen="yes")
+    try:
+        for step in MAKING_FORESEEN:
+            assert crash(life, step, life.ask) is None
+            life.settled()
+            newest = list(life.rows().values())[-1:]
+            assert newest == ([] if step == "applied:intent" else ["live" if "byte" in step else "revoked"]), step
+        answer = life.ask()
+        assert answer is not None
+        assert answer.status_code == 201, answer.text
+        assert life.kill() is not None
+        life.settled()
+        assert life.logins() == set()
+        assert list((life.backend / "sessions").iterdir()) == []
+    finally:
+        life.close()
 
 
 def test_57_sigkill_at_every_step_of_an_ending(life: Life) -> None:

@@ -91,6 +91,19 @@ def test_a_credential_works_within_its_bounds(harness: Harness) -> None:
     end(harness, minted.handle)
 
 
+def test_what_it_foresees_is_what_it_would_prepare_and_nothing_comes_of_foreseeing(harness: Harness) -> None:
+    foreseen = getattr(harness.issuer, "foreseen", None)
+    if foreseen is None:
+        pytest.skip("it foresees nothing")
+    order = harness.order()
+    first = foreseen(order)
+    assert harness.existing() == set()
+    prepared = harness.issuer.prepare(order)
+    assert first in (None, prepared)
+    assert foreseen(order) == prepared  # what had to be opened is open now
+    end(harness, prepared)
+
+
 def test_it_lives_no_longer_than_the_issuer_allows(harness: Harness) -> None:
     order = harness.order()
     order = harness.order(exp=order.iat + harness.issuer.max_ttl_s + 1_000)

@@ -124,6 +124,13 @@ class MemoryIssuer:
                 self.threads -= 1
 
 
+class ForeseeingIssuer(MemoryIssuer):
+    """One whose logins are named by their grants, and need no session."""
+
+    def foreseen(self, order: Order) -> Handle:
+        return {"login": f"{self.prefix}_{order.jti.removeprefix('grt_')}"}
+
+
 def failed(_: Callable[[], Any]) -> Any:
     """The backend certainly did nothing."""
     raise IssuerError("The backend refused.", happened=False)

@@ -5,8 +5,8 @@ find the credential there is durable before it can exist, and what was made leav
 every guard again. Each grant has one row in `external_grants`, which says what is still to be done with it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -67,7 +67,8 @@ class Begin:
     """Commit the intent to issue one external credential, if every guard holds (step 8 of the pipeline).
 
     `ttl_ms` is the lifetime that request, agent and issuer allow, `min_ttl_ms` the shortest that the issuer can make.
-    `settles_ms` bounds the calls that will make it: an intent without an outcome after that is taken for lost.
+    `settles_ms` bounds the calls that will make it: an intent without an outcome after that is taken for lost. What
+    will find the credential goes on record with the intent, where it is `foreseen`.
     """
 
     asked: Asked
@@ -78,6 +79,7 @@ class Begin:
     ttl_ms: int
     min_ttl_ms: int
     settles_ms: int
+    foreseen: Callable[[Begun], Mapping[str, str] | None] = lambda _: None
 
     def apply(self, tx: Tx) -> Begun | Refused | Stale:
         asked, head = self.asked, tx.head
@@ -131,7 +133,11 @@ class Begin:
             ),
         )
         tell_task(tx, asked, seq)
-        return begun
+        handle = self.foreseen(begun)
+        if handle is None:
+            return begun
+        _record_handle(tx, begun, asked, handle)
+        return replace(begun, prepared=handle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +151,7 @@ class Prepared:
     def apply(self, tx: Tx) -> Stop | None:
         """Why the backend must not be asked any more, or None."""
         stop = _standing_stop(tx, self.begun, self.asked)
-        seq = tx.append("prepared", {**self.begun.event(), "handle": dict(self.handle)})
-        tell_task(tx, self.asked, seq)
-        tx.put(
-            "UPDATE external_grants SET handle = ? WHERE seq = ?",
-            (orjson.dumps(dict(self.handle)).decode(), self.begun.seq),
-        )
+        _record_handle(tx, self.begun, self.asked, self.handle)
         return stop
 
 
@@ -326,6 +327,16 @@ _COMPARED = {
     Match.GRANT: "seq = CAST(CAST(? AS TEXT) AS BIGINT)",
     Match.RESOURCE: "audience = ?",
 }
+
+
+def _record_handle(tx: Tx, begun: Begun, asked: Asked, handle: Mapping[str, str]) -> None:
+    """What will find the credential, before it can exist."""
+    seq = tx.append("prepared", {**begun.event(), "handle": dict(handle)})
+    tell_task(tx, asked, seq)
+    tx.put(
+        "UPDATE external_grants SET handle = ? WHERE seq = ?",
+        (orjson.dumps(dict(handle)).decode(), begun.seq),
+    )
 
 
 def _state(tx: Tx, seq: int) -> GrantState:
