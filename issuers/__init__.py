@@ -70,10 +70,14 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One look at the backend. `note` says what the state alone does not: sessions that outlive a dropped login."""
+    """One look at the backend. `note` says what the state alone does not: sessions that outlive a dropped login.
+
+    `by_itself`: it is gone because its time was over, and nobody could end it before.
+    """
 
     standing: Standing
     note: str | None = None
+    by_itself: bool = False
 
 
 class IssuerError(Exception):

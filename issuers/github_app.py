@@ -176,7 +176,8 @@ class GitHubAppIssuer:
             return Found(Standing.GONE)
         until = int(handle.get("expires") or handle["until"])
         if self._now() // 1000 > until + _SKEW_S:
-            return Found(Standing.GONE, "By the clock: its hour is over, and GitHub could not be asked.")
+            note = "By the clock: its hour is over, and GitHub could not be asked."
+            return Found(Standing.GONE, note, by_itself=True)
         what = (
             "The process that made this token is gone, and GitHub ends a token only for who holds it."
             if "expires" in handle

@@ -7,6 +7,7 @@ never gives up: what keeps failing becomes `stuck`, which a human is told of, an
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -224,7 +225,7 @@ def end(issuer: SecretIssuer, due: Due, now: int) -> Look:
     if due.state is GrantState.LIVE and due.ending != EXPIRES_ONLY:  # its time is over: most are gone by themselves
         found = _looked(issuer, due)
         if found.gone:
-            return Look(closed, found.gone, found.note, problem or found.problem)
+            return replace(found, closed=closed, problem=problem or found.problem)
     if due.ending != EXPIRES_ONLY and (due.state is not GrantState.LIVE or due.expires <= now):
         try:
             issuer.revoke(due.handle)
@@ -232,7 +233,7 @@ def end(issuer: SecretIssuer, due: Due, now: int) -> Look:
             problem = problem or error.sentence
     found = _looked(issuer, due)
     done = found.gone and closed == due.close
-    return Look(closed, found.gone, found.note, None if done else problem or found.problem)
+    return replace(found, closed=closed, problem=None if done else problem or found.problem)
 
 
 def _looked(issuer: SecretIssuer, due: Due) -> Look:
@@ -240,7 +241,7 @@ def _looked(issuer: SecretIssuer, due: Due) -> Look:
         found = issuer.status(due.handle)
     except IssuerError as error:
         return Look(problem=error.sentence)
-    return Look(gone=found.standing is Standing.GONE, note=found.note)
+    return Look(gone=found.standing is Standing.GONE, note=found.note, by_itself=found.by_itself)
 
 
 def backoff(tries: int) -> int:

@@ -145,6 +145,7 @@ def test_after_a_restart_it_says_that_it_cannot_and_until_when(
     clock.ms += 3_700_000
     assert not github.alive()
     assert restarted.status(minted.handle).standing is Standing.GONE
+    assert restarted.status(minted.handle).by_itself
 
 
 def test_what_was_only_prepared_is_gone(issuer: GitHubAppIssuer) -> None:
@@ -169,6 +170,7 @@ def test_a_lost_answer_counts_as_live_until_its_hour_is_over(
     clock.ms += 3_800_000
     assert not github.alive()
     assert issuer.status(prepared).standing is Standing.GONE
+    assert issuer.status(prepared).by_itself
 
 
 def test_a_token_that_reaches_further_is_ended_and_not_delivered(github: GitHubServer, issuer: GitHubAppIssuer) -> None:

@@ -69,12 +69,13 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one try came to. `gone` None: nobody could tell, or nobody had to ask."""
+    """What one try came to. `gone` None: nobody could tell, or nobody had to ask. `by_itself`: see `issuers.Found`."""
 
     closed: bool = False
     gone: bool | None = None
     note: str | None = None
     problem: str | None = None
+    by_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class Settle:
 
     def _gone(self, tx: Tx, state: GrantState, task: str) -> GrantState:
         """Found gone: by itself when nothing was done to it, or nothing could be."""
-        by_itself = state is GrantState.LIVE or self.due.ending == EXPIRES_ONLY
+        by_itself = state is GrantState.LIVE or self.due.ending == EXPIRES_ONLY or self.look.by_itself
         found = GrantState.EXPIRED if by_itself else GrantState.REVOKED
         body = {**self._event(tx, task), "how": found.value}
         if self.look.note is not None:
