@@ -188,3 +188,38 @@ class Renewer(Protocol):
 def renewer_of(issuer: SecretIssuer, handle: Handle) -> Renewer | None:
     """What can have this credential live longer, if anything can."""
     return issuer if isinstance(issuer, Renewer) and issuer.renews(handle) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One look at how a backend is set up: `state` is `ok`, `warning` or `wrong`; `advice` is what to do about it."""
+
+    what: str
+    state: str
+    sentence: str
+    advice: str | None = None
+
+
+@runtime_checkable
+class Examiner(Protocol):
+    """What an issuer adds that can tell before the first request whether its backend is ready for it."""
+
+    def examine(self, resources: Mapping[str, Mapping[str, Any]], now: int) -> Iterator[Seen]:
+        """Reach the backend and look at what the settings of these resources, by id, need there. `now` is our clock in
+        milliseconds. Makes no credential, and leaves nothing. Raises nothing: what fails is seen.
+        """
+        ...
+
+
+SKEW_S = 30
+"""Seconds by which a backend's clock may differ from ours before it is worth saying."""
+
+
+def clock_seen(theirs_s: float, now: int) -> Seen:
+    """How the clock of a backend compares with ours."""
+    apart = theirs_s - now / 1000
+    if abs(apart) <= SKEW_S:
+        return Seen("clock", "ok", f"within {SKEW_S} s of ours")
+    word = "ahead of" if apart > 0 else "behind"
+    advice = "Credentials end at the wrong time: have both machines follow one time source."
+    return Seen("clock", "wrong", f"{abs(apart):.0f} s {word} ours", advice)

@@ -7,6 +7,7 @@ The password is sent as a SCRAM verifier. Its clear text reaches neither the ser
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -15,8 +16,9 @@ from urllib.parse import quote, urlencode
 import psycopg
 from psycopg import conninfo, sql
 
-from issuers import Ending, Found, Handle, IssuerError, Minted, Order, Standing
+from issuers import Ending, Found, Handle, IssuerError, Minted, Order, Seen, Standing
 from issuers.postgres_admin import Connection, Server, Sessions, server_of, sorted_errors
+from issuers.postgres_check import examine
 from issuers.scram import Passwords
 
 __all__ = ["PostgresIssuer", "PostgresSettings", "Server", "server_of", "settings_of", "setup_sql"]
@@ -205,6 +207,17 @@ class PostgresIssuer:
             ).fetchall()
         for name, oid in rows:
             yield {"role": name, "oid": oid}
+
+    def examine(self, resources: Mapping[str, Mapping[str, Any]], now: int) -> Iterator[Seen]:
+        """See `issuers.Examiner`. Settings that are wrong in themselves are passed over."""
+        roles: set[str] = set()
+        databases = set()
+        for mapping in resources.values():
+            with suppress(ValueError):
+                settings = settings_of(mapping)
+                roles |= {settings.roles} if isinstance(settings.roles, str) else set(settings.roles.values())
+                databases |= {settings.dbname} if settings.dbname else set()
+        yield from examine(self._sessions, self._server, roles=sorted(roles), databases=sorted(databases), now=now)
 
     def shut_down(self) -> None:
         """Let go of the broker's own sessions, and of passwords that nobody got."""

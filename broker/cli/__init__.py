@@ -53,6 +53,7 @@ TABLE = {
         ),
         "registry": ("broker.cli.offline:registry", "Check registry files."),
         "policy": ("broker.cli.offline:policy", "Check, test and tabulate policies."),
+        "validate": ("broker.cli.doctor:validate", "Check every file of a broker, and ask nobody."),
         "doctor": ("broker.cli.doctor:doctor", "Find out what is wrong, and what to do about it."),
         "completion": ("broker.cli.completion:completion", "Print the completion script of a shell."),
     },

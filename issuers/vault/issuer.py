@@ -1,12 +1,14 @@
 """The issuer: what Vault leases is taken back, what it cannot take back is said to be so, each by its resource."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from issuers import Ending, Found, Handle, Minted, Order
+from issuers import Ending, Found, Handle, Minted, Order, Seen
+from issuers.vault.check import examine
 from issuers.vault.dynamic import Leased
 from issuers.vault.sessions import Vault
-from issuers.vault.settings import checked, settings_of
+from issuers.vault.settings import VaultSettings, checked, settings_of
 from issuers.vault.sever import Severer
 from issuers.vault.static import Static
 
@@ -31,8 +33,9 @@ class VaultIssuer:
         """
         self.min_ttl_s, self.max_ttl_s = min_ttl_s, max_ttl_s
         self._sessions = vault.sessions
-        severers = {admin: Severer(reference) for admin, reference in (admins or {}).items()}
-        self._leased = Leased(vault=vault, severers=severers, sweep=sweep)
+        self._vault = vault
+        self._severers = {admin: Severer(reference) for admin, reference in (admins or {}).items()}
+        self._leased = Leased(vault=vault, severers=self._severers, sweep=sweep)
         self._static = Static(vault=vault)
 
     @staticmethod
@@ -87,6 +90,22 @@ class VaultIssuer:
         """Our sessions, and the leases of the swept paths, of whatever age."""
         yield from self._sessions.ours()
         yield from self._leased.orphans()
+
+    def settings_of(self, mapping: Mapping[str, Any]) -> VaultSettings:
+        """A resource's settings, checked against what is configured too. Raises ValueError."""
+        settings = settings_of(mapping)
+        if settings.admin and settings.admin not in self._severers:
+            known = ", ".join(sorted(self._severers)) or "none"
+            raise ValueError(f"admin {settings.admin} is no connection of this issuer; there are {known}")
+        return settings
+
+    def examine(self, resources: Mapping[str, Mapping[str, Any]], now: int) -> Iterator[Seen]:
+        """See `issuers.Examiner`. Settings that are wrong in themselves are passed over."""
+        read: dict[str, VaultSettings] = {}
+        for name, mapping in resources.items():
+            with suppress(ValueError):
+                read[name] = settings_of(mapping)
+        return examine(self._vault, self._severers, read, role=self._vault.sessions.role, now=now)
 
     def _capped(self, order: Order) -> Order:
         return order._replace(exp=min(order.exp, order.iat + self.max_ttl_s))

@@ -39,7 +39,7 @@ class Sessions:
     def __init__(self, *, vault: LoggedIn, role: str, name: str, now: Now) -> None:
         """`role` is the token role that makes orphans; `name` marks what is ours."""
         self._vault = vault
-        self._role = role
+        self.role = role
         self._name = name
         self._now = now
         self._lock = Lock()
@@ -84,7 +84,7 @@ class Sessions:
             "no_default_policy": True,
             "renewable": True,
         }
-        auth = self._vault.call("post", f"auth/token/create/{self._role}", body).auth
+        auth = self._vault.call("post", f"auth/token/create/{self.role}", body).auth
         token, accessor, lasts = auth.get("client_token"), auth.get("accessor"), auth.get("lease_duration")
         if not (isinstance(token, str) and isinstance(accessor, str) and accessor and isinstance(lasts, int)):
             raise IssuerError("Vault's answer has no session: is the token role one that makes service tokens?")
