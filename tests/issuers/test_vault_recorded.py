@@ -176,6 +176,25 @@ def test_a_refused_look_is_not_taken_for_an_absence(status: int, reason: str, tm
             scene.issuer.status(minted.handle)
 
 
+def test_60_a_lease_that_vault_gave_up_on_is_live_and_told_until_a_later_try_ends_it(tmp_path: Path) -> None:
+    """Vault tries six times and then calls the lease irrevocable: to us it is one more that must be tried on."""
+    given_up = {"data": {"id": "x", "ttl": -60, "revoke_error": "failed to revoke: password=hunter2"}}
+    looked = Fault("status", reply=Reply(200, json.dumps(given_up).encode()))
+    refusal = Fault("status", reply=Reply(400, b'{"errors":["failed to revoke entry: password=hunter2"]}'))
+    with replayed("login", tmp_path) as (server, scene):
+        minted = scene.issue(scene.order(kit.READONLY))
+        assert scene.standing(minted.handle) is Standing.LIVE
+        for _ in range(7):
+            with failing(server, scene, refusal, match="goes on trying") as refused:
+                scene.issuer.revoke(minted.handle)
+            assert refused.value.happened is None
+            server.faults = [looked]
+            found = scene.issuer.status(minted.handle)
+            assert (found.standing, found.note) == (Standing.LIVE, "Vault has failed to revoke it.")
+        scene.issuer.revoke(minted.handle)
+        assert scene.standing(minted.handle) is Standing.GONE
+
+
 def test_no_error_repeats_what_the_server_said(tmp_path: Path) -> None:
     words = "password=hunter2 of v-token-readonly"
     for status in (400, 403, 404, 429, 500, 503):
