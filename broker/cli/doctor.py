@@ -215,7 +215,7 @@ def _database(config: "Config") -> Finding:
 def _secrets(config: "Config") -> Iterator[Finding]:
     """Those that should have ended at their backends and have not."""
     from broker.errors import TaskpassError
-    from broker.ledger.external_views import external_figures
+    from broker.ledger.external_views import external_figures, stuck_grants
     from broker.model import GrantState
     from broker.stores import ledger_exists, open_ledger
 
@@ -226,12 +226,18 @@ def _secrets(config: "Config") -> Iterator[Finding]:
     except (TaskpassError, OSError):  # said already
         return
     with ledger.read() as r:
-        counts = external_figures(r)
+        counts, stuck = external_figures(r), stuck_grants(r)
     ledger.close()
     for (issuer, state), count in sorted(counts.items()):
         if state == GrantState.STUCK:
-            advice = "Mend the backend, or end them there by hand: `taskpass kills show ID` has each one's handle."
-            yield Finding("secrets", "wrong", f"{count} of {issuer} must end and do not; the broker tries on", advice)
+            told = [f"{count} of {issuer} must end and do not; the broker tries on"]
+            told += [
+                f"{' '.join(f'{name}={value}' for name, value in row.handle.items())} under {row.task}: {row.problem}"
+                for row in stuck
+                if row.issuer == issuer
+            ]
+            advice = "Mend the backend, or end them there by hand: the next look confirms it."
+            yield Finding("secrets", "wrong", "\n".join(told), advice)
         elif state == GrantState.REVOKING:
             yield Finding("secrets", "warning", f"{count} of {issuer} are being ended", "Look again in a minute.")
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -104,6 +104,7 @@ class External:
     counts: tuple[ExternalCount, ...]
     stuck: tuple[ExternalRow, ...]
     notes: tuple[str, ...]
+    counted_from: int = 0  # those whose intent has a lower position were gone before it was archived, rows and all
 
     @property
     def total(self) -> int:
@@ -128,7 +129,7 @@ def external_covered(r: Reader, matches: Sequence[tuple[Match, str]], *, at_kill
     if not covers:
         return External((), (), ())
     where = f"seq < ? AND (gone IS NULL OR gone_seq > ?) AND ({' OR '.join(covers)})"
-    return _external(r, where, (below, below, *params))
+    return replace(_external(r, where, (below, below, *params)), counted_from=r.head().archived)
 
 
 def _external(r: Reader, where: str, params: Sequence[str | int]) -> External:
@@ -153,6 +154,15 @@ def _external(r: Reader, where: str, params: Sequence[str | int]) -> External:
         tuple(ExternalRow.of(row) for row in stuck),
         tuple(row[0] for row in notes),
     )
+
+
+def stuck_grants(r: Reader) -> list[ExternalRow]:
+    """A few of all that are stuck, the oldest first."""
+    rows = r.execute(
+        f"SELECT {_COLUMNS} FROM external_grants WHERE gone IS NULL AND state = 'stuck' ORDER BY seq LIMIT ?",  # noqa: S608
+        (SHOWN,),
+    )
+    return [ExternalRow.of(row) for row in rows.fetchall()]
 
 
 SHOWN = 20

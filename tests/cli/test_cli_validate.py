@@ -96,14 +96,21 @@ def test_doctor_looks_at_an_authority_of_our_own(place: Path, run: Run, tmp_path
 
 def test_doctor_tells_of_secrets_that_should_have_ended(place: Path, run: Run) -> None:
     assert not [row for row in run("doctor", "-o", "json", code=1).json if row["check"] == "secrets"]
-    row = "(seq, task, agent, resource, audience, issuer, ending, state, expires, settles, over, next_try)"
+    row = (
+        "seq, task, agent, resource, audience, issuer, ending, state, expires, settles, over, next_try, handle, problem"
+    )
     with closing(sqlite3.connect(place / "data/ledger.db")) as db, db:
         for seq, state in ((1, "stuck"), (2, "stuck"), (3, "revoking"), (4, "live")):
-            values = (seq, "t", "a", "r", "u", "orders", "revocable", state, 9, 0, 1, 9)
-            db.execute(f"INSERT INTO external_grants {row} VALUES ({', '.join('?' * 12)})", values)
+            handle, problem = f'{{"role":"tp_{seq}"}}', "It owns a table."
+            values = (seq, "tsk_1", "a", "r", "u", "orders", "revocable", state, 9, 0, 1, 9, handle, problem)
+            db.execute(f"INSERT INTO external_grants ({row}) VALUES ({', '.join('?' * 14)})", values)
     told = [row for row in run("doctor", "-o", "json", code=1).json if row["check"] == "secrets"]
     assert [(row["state"], row["detail"].partition(" of orders")[0]) for row in told] == [
         ("warning", "1"),
         ("wrong", "2"),
     ]
-    assert "taskpass kills show" in told[1]["fix"]
+    assert told[1]["detail"].splitlines()[1:] == [
+        "role=tp_1 under tsk_1: It owns a table.",
+        "role=tp_2 under tsk_1: It owns a table.",
+    ]
+    assert "by hand" in told[1]["fix"]
