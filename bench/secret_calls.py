@@ -16,10 +16,11 @@ from bench.site import SCOPE, Site, agent_name
 
 def overhead(run: Run, figure: str, **calls: Callable[[], object]) -> None:
     """Enter how much longer a credential takes than the bare call, in percent, at the median and the 99th percentile;
-    the target is for both. The first of the calls is ours, the second the bare one; all take turns.
+    the target is for both. The first of the calls is the bare one, the second ours; all take turns. What comes third
+    has to put up with what the broker still does after its answer.
     """
     times = _in_turns(run, list(calls.values()))
-    ours, bare = times[:2]
+    bare, ours = times[:2]
     p50, p99 = (_above(percentile, ours, bare) for percentile in (50, 99))
     medians = ", ".join(f"{name.replace('_', ' ')} {median(each):.1f}" for name, each in zip(calls, times, strict=True))
     run.book.figure(figure, p50, also=lambda: FIGURES[figure].meets(p99), note=f"p99 {p99:.0f} %; p50 in ms: {medians}")

@@ -127,12 +127,13 @@ class PostgresIssuer:
                 _create(role, verifier, exp, settings),
                 _mark(role, self._mark + order.jti),
                 *_equip(role, granted, settings),
-                sql.SQL("SELECT oid::text FROM pg_roles WHERE rolname = {}").format(role),
+                sql.SQL("SELECT {}::regrole::oid::text").format(role),
                 sql.SQL("COMMIT"),
             ]
             answers = session.execute(sql.SQL("; ").join(statements)).results()
             oid = [str(row[0]) for answer in answers if answer.description for row in answer][-1]
             values = self._values(session, settings, role, password)
+        self._passwords.refill()  # now: it would slow PostgreSQL down while it computes, too
         return Minted(values=values, handle={**prepared, "oid": oid}, exp=exp)
 
     def renews(self, handle: Handle) -> bool:

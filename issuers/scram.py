@@ -25,21 +25,24 @@ class Passwords:
     """A few passwords made ahead: a verifier takes a millisecond to compute, which nobody should wait for."""
 
     def __init__(self, *, ready: int) -> None:
-        """Keep so many `ready`, from the first one that is taken on."""
+        """Have so many `ready` after each `refill`."""
         self._wanted = ready
         self._ready: deque[Password] = deque()
         self._making = ThreadPoolExecutor(1, thread_name_prefix="passwords")
 
     def take(self) -> Password:
         """One that nobody else gets."""
-        self._making.submit(self._refill)
         try:
             return self._ready.popleft()
         except IndexError:
             return _fresh()
 
+    def refill(self) -> None:
+        """Have others made in the place of those that were taken. Returns at once."""
+        self._making.submit(self._refill)
+
     def close(self) -> None:
-        """Make no more, and forget those that nobody got. `take` raises RuntimeError from here on."""
+        """Make no more, and forget those that nobody got. `refill` raises RuntimeError from here on."""
         self._making.shutdown(cancel_futures=True)
         self._ready.clear()
 

@@ -41,10 +41,10 @@ def measure(run: Run) -> None:
             overhead(
                 run,
                 FIGURE,
-                ours=asking(site),
                 bare=lambda: _bare(session, _verifier(session)),
-                bare_with_the_verifier_ready=lambda: _bare(session, ready),
+                ours=asking(site),
                 bare_on_a_new_session=lambda: _fresh(dsn),
+                bare_with_the_verifier_ready=lambda: _bare(session, ready),
             )
 
 

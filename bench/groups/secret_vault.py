@@ -28,5 +28,5 @@ def measure(run: Run) -> None:
             print(f"  OpenBao {server.version}")
             run.book.detail("openbao", server.version)
             overhead(
-                run, FIGURE, ours=asking(site, in_one_task=True), bare=server.lease, with_a_task_for_each=asking(site)
+                run, FIGURE, bare=server.lease, ours=asking(site, in_one_task=True), with_a_task_for_each=asking(site)
             )

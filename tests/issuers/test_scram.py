@@ -3,13 +3,18 @@
 import re
 from concurrent.futures import ThreadPoolExecutor
 
-from issuers.scram import Passwords
+from issuers.scram import Password, Passwords
 
 
 def test_nobody_gets_one_twice_whoever_asks_at_the_same_time() -> None:
     passwords = Passwords(ready=3)
+
+    def take(_: int) -> Password:
+        passwords.refill()
+        return passwords.take()
+
     with ThreadPoolExecutor(8) as threads:
-        taken = list(threads.map(lambda _: passwords.take(), range(100)))
+        taken = list(threads.map(take, range(100)))
     passwords.close()
     assert len({each.clear for each in taken}) == len({each.verifier for each in taken}) == 100
     for each in taken:
