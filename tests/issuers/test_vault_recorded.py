@@ -112,6 +112,19 @@ def test_a_fault_before_the_effect_promises_nothing_either_and_the_next_try_work
         assert server.left == []
 
 
+@pytest.mark.parametrize("happened", [False, True])
+@pytest.mark.parametrize("name", [name for name in FAULTS if name != "a byte at a time"])
+def test_a_renewal_whose_answer_is_lost_is_not_called_one_nor_none(name: str, happened: bool, tmp_path: Path) -> None:
+    fault = FAULTS[name]
+    with replayed("renewed", tmp_path) as (server, scene):
+        order = scene.order(kit.READONLY)
+        minted = scene.issue(scene.order(kit.READONLY, deadline=order.iat + 600))
+        reply = Reply(200, b'{"data": {}}') if fault.kind == "truncated" and not happened else fault.reply
+        with failing(server, scene, Fault(fault.kind, happened=happened, reply=reply)) as lost_answer:
+            scene.issuer.renew(minted.handle, order.iat + 300)
+        assert lost_answer.value.happened is None
+
+
 @pytest.mark.parametrize("status", [403, 404, 405, 413, 429])
 def test_a_refusal_is_certain_to_have_done_nothing(status: int, tmp_path: Path) -> None:
     with replayed("login", tmp_path) as (server, scene):
