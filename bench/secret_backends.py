@@ -4,25 +4,27 @@ broker of the bench comes to know them.
 
 import json
 import os
-import secrets
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from tempfile import mkdtemp
+from typing import Any, Final, TypeVar
 
 import requests
 import yaml
 
+from bench.run import free_ports
 from bench.site import Site
 from demo.postgres import Server, binaries
 from issuers.postgres import server_of, setup_sql
 from issuers.vault import Setup, settings_of
 from issuers.vault.link import Link
+
+T = TypeVar("T")
 
 PATH: Final = "database/creds/bench"
 _CREATE: Final = "CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}' IN ROLE app_read"
@@ -116,24 +118,30 @@ class Vault:
 
 @contextmanager
 def vault(scratch: Path, *, ttl: str = "1m") -> Iterator[tuple[Vault, Backend]]:
-    """OpenBao's server for development, whose database engine makes logins at a durable PostgreSQL, for so long: what
-    is longer than a task costs one more exchange, which has it end with the task.
+    """OpenBao as it is run in earnest, but for TLS: one server of a Raft cluster, durable. Its database engine makes
+    logins at a durable PostgreSQL, for so long: what is longer than a task costs one more exchange, which has it end
+    with the task.
     """
     folder = binaries()
     assert folder is not None
-    server, root = Server(folder, {}), secrets.token_hex(16)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {"PATH": os.environ["PATH"], "HOME": str(scratch), "BAO_DEV_ROOT_TOKEN_ID": root}
+    server, port = Server(folder, {}), free_ports()
+    address, place = f"http://127.0.0.1:{port}", Path(mkdtemp(dir=scratch))
+    config = {
+        "storage": {"raft": {"path": str(place), "node_id": "bench"}},
+        "listener": [{"tcp": {"address": f"127.0.0.1:{port}", "tls_disable": True}}],
+        "api_addr": address,
+        "cluster_addr": f"http://127.0.0.1:{port + 1}",
+        "disable_mlock": True,
+    }
+    (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
     process = subprocess.Popen(
-        ["bao", "server", "-dev", "-dev-no-store-token", f"-dev-listen-address={address}"],
-        env=environment,
+        ["bao", "server", "-config", str(place / "config.json")],
+        env={"PATH": os.environ["PATH"], "HOME": str(place)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        found = _answering(f"http://{address}", root)
+        found = _unsealed(address)
         _set_up(found, server, ttl)
         token = found.ask("post", "auth/token/create", {"policies": ["taskpass-broker"], "no_parent": True})
         file = scratch / "vault-token"
@@ -165,12 +173,26 @@ def _set_up(vault: Vault, server: Server, ttl: str) -> None:
     )
 
 
-def _answering(address: str, root: str) -> Vault:
-    deadline = time.monotonic() + 30
+def _unsealed(address: str) -> Vault:
+    """The new server, made ready. Raises TimeoutError."""
+    initial = _until(lambda: _put(address, "init", {"secret_shares": 1, "secret_threshold": 1}))
+    _put(address, "unseal", {"key": initial["keys"][0]})
+    return _until(lambda: Vault(address, initial["root_token"]))  # it has to win an election of one first
+
+
+def _put(address: str, verb: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    answer = requests.put(f"{address}/v1/sys/{verb}", json=body, timeout=30)
+    answer.raise_for_status()
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def _until(attempt: Callable[[], T]) -> T:
+    deadline = time.monotonic() + 60
     while True:
         try:
-            return Vault(address, root)
-        except requests.RequestException:
+            return attempt()
+        except requests.RequestException as error:
             if time.monotonic() > deadline:
-                raise
+                raise TimeoutError("OpenBao did not become ready") from error
         time.sleep(0.05)

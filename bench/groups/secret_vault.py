@@ -1,10 +1,10 @@
 """What the broker adds to a Vault lease: one request for a credential against the bare lease of the same login.
 
 Beside: the same role of the same server, read on a kept connection with a token that stands, in turns with requests to
-`taskpass serve`. On: everything; two durable commits of the ledger for each credential. Vault is OpenBao's server for
-development, which keeps its storage in memory: a durable one makes the bare lease slower, and the overhead smaller. The
-PostgreSQL behind it is durable. One at a time: no queue is compared. The figure is of requests within one task; a task
-for each request opens a Vault session for each, and is in the note.
+`taskpass serve`. On: everything; two durable commits of the ledger for each credential. Vault is an OpenBao with
+integrated storage, which is as durable, but without TLS: with it the bare lease would take longer. The PostgreSQL
+behind it is durable. One at a time: no queue is compared. The figure is of requests within one task; a task for each
+request opens a Vault session for each, and is in the note.
 """
 
 from bench.machine import all_cores
