@@ -31,6 +31,7 @@ GROUPS = {
     "cli": "a token from a cold command",
     "secret_postgres": "a PostgreSQL login against the bare statements",
     "secret_vault": "a lease of a database login against Vault's own",
+    "secret_kill": "killing an agent with 1,200 live secrets",
     "steps": "the cost of each step of the pipeline",
     "postgres": "PostgreSQL against SQLite, and several brokers on one",
     "redis": "from a kill to the last verifier at another broker, with Redis gone",

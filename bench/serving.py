@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from bench import loops
 from bench.machine import children_of, pin
 from bench.site import Site
+from broker import processes
 
 _START_S, _STOP_S = 90, 20
 
@@ -97,13 +99,15 @@ def main() -> int:
     """The supervisor of `taskpass serve`."""
     from broker.config import load_config
     from broker.log import configure_logging
-    from broker.processes import Supervisor
 
     path = Path(sys.argv[1])
     config = load_config(path)
     configure_logging(config.log.level, config.log.format)
-    return Supervisor(config_path=path, config=config).run()
+    return processes.Supervisor(config_path=path, config=config).run()
 
+
+if __name__ == "__mp_main__":  # one of its processes
+    processes.serve_one = loops.watched(processes.serve_one)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -23,7 +23,18 @@ from broker.ledger.spool import Spool
 from broker.ledger.writer import Writer
 from broker.rules import RulesInForce
 from broker.safekeeping import Safekeeping
-from broker.service import Admin, Broker, Callers, Credentials, Evidence, Issuance, KillSwitch, Refusals, Tasks
+from broker.service import (
+    Admin,
+    Broker,
+    Callers,
+    Credentials,
+    Evidence,
+    Issuance,
+    KillSwitch,
+    Refusals,
+    Renewals,
+    Tasks,
+)
 from broker.service.asks import TokenRequest
 from broker.service.issuance import TokenAnswer
 from broker.service.reconciler import Reconciler
@@ -200,7 +211,6 @@ def _assemble(config: Config, ground: _Ground, *, role: Role, issuers: Issuers) 
     spool = Spool.open(config.ledger.side_file(".spool")) if feed is not None else None
     following = feed or Feed(ledger=ledger, writer=writer, now=now)
     provisional = ProvisionalKills(writer=writer, feed=following, spool=spool, stops=stops, now=now)
-    facts = TaskFactsReader(ledger=ledger)
     around = Surroundings(iss=iss, sign=signs_in_threads(keyring, ledger), now=now, ledger=ledger.origin)
     issuers = {**open_issuers(config, around), **issuers}
     backends = backends_of(issuers, config)
@@ -217,6 +227,7 @@ def _assemble(config: Config, ground: _Ground, *, role: Role, issuers: Issuers) 
         check_settings=lambda registry: settings_problems(issuers, registry),
         now=now,
     )
+    secret_steps = Steps(task_facts=TaskFactsReader(ledger=ledger), stops=stops, now=now, tokens=False)
     broker = Broker(
         callers=Callers(
             rules=rules,
@@ -231,7 +242,7 @@ def _assemble(config: Config, ground: _Ground, *, role: Role, issuers: Issuers) 
         issuance=Issuance(
             rules=rules,
             writer=writer,
-            steps=Steps(task_facts=facts, stops=stops, now=now, tokens=True),
+            steps=Steps(task_facts=TaskFactsReader(ledger=ledger), stops=stops, now=now, tokens=True),
             issuer=AccessTokenIssuer(iss=iss, sign_all=keyring.sign_all),
             refusals=refusals,
             iss=iss,
@@ -244,10 +255,11 @@ def _assemble(config: Config, ground: _Ground, *, role: Role, issuers: Issuers) 
             rules=rules,
             ledger=ledger,
             writer=writer,
-            steps=Steps(task_facts=facts, stops=stops, now=now, tokens=False),
+            steps=secret_steps,
             backends=backends,
             call_limit_s=config.secrets.call_limit_s,
         ),
+        renewals=Renewals(rules=rules, ledger=ledger, writer=writer, steps=secret_steps, backends=backends),
         tasks=Tasks(
             rules=rules,
             ledger=ledger,

@@ -108,9 +108,10 @@ def settings_problems(issuers: Issuers, registry: Registry) -> Sequence[Problem]
 
 
 def _vault(options: dict[str, Any], around: Surroundings) -> Opened:
-    from issuers.vault import issuer_of, settings_of
+    from issuers.vault import issuer_of
 
-    return Opened(issuer_of(options, name=around.ledger, now=around.now), settings_of)
+    issuer = issuer_of(options, name=around.ledger, now=around.now)
+    return Opened(issuer, issuer.settings_of)
 
 
 def _postgres(options: dict[str, Any], around: Surroundings) -> Opened:

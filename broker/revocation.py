@@ -55,7 +55,7 @@ def external_receipt(external: External) -> dict[str, Any]:
     """Credentials at backends, counted by what is known of them. `confirmed`: a look at the backend found them gone.
 
     Nothing that was made is left out: `live` were not ended, and what cannot be taken back says until when it works.
-    Each that needs a human comes with the next step.
+    Each that needs a human comes with the next step. What was archived is not counted, and that is said: it was gone.
     """
     waiting = [each for each in external.counts if not each.gone and each.state in _ENDING]
     only_expire = [each for each in waiting if each.ending == EXPIRES_ONLY]
@@ -66,7 +66,8 @@ def external_receipt(external: External) -> dict[str, Any]:
     by_issuer: Counter[str] = Counter()
     for each in external.counts:
         by_issuer[each.issuer] += each.count
-    return {
+    told: dict[str, Any] = {"counted_from": external.counted_from} if external.counted_from else {}
+    return told | {
         "made": external.total,
         "live": live,
         "ended": external.total - live,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 class Ending(StrEnum):
@@ -70,10 +70,14 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One look at the backend. `note` says what the state alone does not: sessions that outlive a dropped login."""
+    """One look at the backend. `note` says what the state alone does not: sessions that outlive a dropped login.
+
+    `by_itself`: it is gone because its time was over, and nobody could end it before.
+    """
 
     standing: Standing
     note: str | None = None
+    by_itself: bool = False
 
 
 class IssuerError(Exception):
@@ -88,6 +92,13 @@ class IssuerError(Exception):
         self.sentence = sentence
         self.happened = happened
         self.retry_after_s = retry_after_s
+
+
+class NotRenewable(IssuerError):
+    """The backend lets this one live no longer than it was made for. Nothing was done."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, happened=False)
 
 
 class Makes(Protocol):
@@ -139,9 +150,76 @@ class SecretIssuer(Makes, Ends, Protocol):
     max_ttl_s: int
 
 
+class Foresees(Protocol):
+    """What an issuer adds that often need not ask anybody what will find the credential: it is on record one commit
+    earlier then.
+    """
+
+    def foreseen(self, order: Order) -> Handle | None:
+        """What `prepare` would return, or None where only `prepare` can tell. Called inside the ledger's transaction:
+        has no effect, and waits for nobody.
+        """
+        ...
+
+
 class Keeper(Protocol):
     """What an issuer adds whose backend ends a credential only for who shows it: its maker alone, while it runs."""
 
     def holds(self, handle: Handle) -> bool:
         """Whether this process can end, or look at, what the handle finds."""
         ...
+
+
+@runtime_checkable
+class Renewer(Protocol):
+    """What an issuer adds that can have its credentials live longer than they were made for: having it says so."""
+
+    def renews(self, handle: Handle) -> bool:
+        """Whether the credential that the handle finds is of a kind that can live longer. Asks nobody."""
+        ...
+
+    def renew(self, handle: Handle, exp: int) -> int:
+        """Have it live until `exp`, in seconds, as far as the backend allows: until when it does. Never brings back
+        what has ended. Raises NotRenewable, IssuerError; `happened` None: nobody knows which of the two times holds.
+        """
+        ...
+
+
+def renewer_of(issuer: SecretIssuer, handle: Handle) -> Renewer | None:
+    """What can have this credential live longer, if anything can."""
+    return issuer if isinstance(issuer, Renewer) and issuer.renews(handle) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One look at how a backend is set up: `state` is `ok`, `warning` or `wrong`; `advice` is what to do about it."""
+
+    what: str
+    state: str
+    sentence: str
+    advice: str | None = None
+
+
+@runtime_checkable
+class Examiner(Protocol):
+    """What an issuer adds that can tell before the first request whether its backend is ready for it."""
+
+    def examine(self, resources: Mapping[str, Mapping[str, Any]], now: int) -> Iterator[Seen]:
+        """Reach the backend and look at what the settings of these resources, by id, need there. `now` is our clock in
+        milliseconds. Makes no credential, and leaves nothing. Raises nothing: what fails is seen.
+        """
+        ...
+
+
+SKEW_S = 30
+"""Seconds by which a backend's clock may differ from ours before it is worth saying."""
+
+
+def clock_seen(theirs_s: float, now: int) -> Seen:
+    """How the clock of a backend compares with ours."""
+    apart = theirs_s - now / 1000
+    if abs(apart) <= SKEW_S:
+        return Seen("clock", "ok", f"within {SKEW_S} s of ours")
+    word = "ahead of" if apart > 0 else "behind"
+    advice = "Credentials end at the wrong time: have both machines follow one time source."
+    return Seen("clock", "wrong", f"{abs(apart):.0f} s {word} ours", advice)

@@ -16,14 +16,16 @@ in the handle is the end that GitHub keeps by itself.
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
 
 import jwt
 
-from issuers import Ending, Found, Handle, IssuerError, Minted, Order, Standing
+from issuers import Ending, Found, Handle, IssuerError, Minted, Order, Seen, Standing, clock_seen
 from issuers.http import TIMEOUT_S, Answer, Backend, retry_after
 
 LIFETIME_S: Final = 3_600
@@ -176,7 +178,8 @@ class GitHubAppIssuer:
             return Found(Standing.GONE)
         until = int(handle.get("expires") or handle["until"])
         if self._now() // 1000 > until + _SKEW_S:
-            return Found(Standing.GONE, "By the clock: its hour is over, and GitHub could not be asked.")
+            note = "By the clock: its hour is over, and GitHub could not be asked."
+            return Found(Standing.GONE, note, by_itself=True)
         what = (
             "The process that made this token is gone, and GitHub ends a token only for who holds it."
             if "expires" in handle
@@ -191,6 +194,41 @@ class GitHubAppIssuer:
     def orphans(self) -> Iterator[Handle]:
         """None: GitHub lists no tokens."""
         return iter(())
+
+    def examine(self, resources: Mapping[str, Mapping[str, Any]], now: int) -> Iterator[Seen]:
+        """See `issuers.Examiner`. Settings that are wrong in themselves are passed over."""
+        clock: Seen | None = None
+        for name, mapping in resources.items():
+            with suppress(ValueError):
+                settings = settings_of(mapping)
+                try:
+                    answer = self._call("GET", f"/app/installations/{settings.installation}", self._signed())
+                except IssuerError as error:
+                    yield Seen("app", "wrong", f"{name}: {error.sentence}", "Correct `url`, or the app's key.")
+                    return
+                clock = clock or _clock(answer, now)
+                yield self._installation(name, settings, answer)
+        if clock is not None:
+            yield clock
+
+    def _installation(self, name: str, settings: GitHubSettings, answer: Answer) -> Seen:
+        """What GitHub says of an installation, compared with what its resource needs."""
+        if answer.status != 200:
+            advice = "Correct `app`, its key, or `installation`."
+            return Seen("installation", "wrong", f"{name}: {self._refused(answer).sentence}", advice)
+        try:
+            told = json.loads(answer.body)
+            granted, suspended = dict(told["permissions"]), told.get("suspended_at")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return Seen("installation", "wrong", f"{name}: GitHub's answer was not understood.", "Correct `url`.")
+        if suspended is not None:
+            return Seen("installation", "wrong", f"{name}: it is suspended", "Unsuspend it in its owner's settings.")
+        needed = [pair for wanted in settings.permissions.values() for pair in wanted.items()]
+        for permission, level in needed:
+            if granted.get(permission) not in _LEVELS[_LEVELS.index(level) :]:
+                advice = "Give it to the app, and have the installation's owner accept it."
+                return Seen("installation", "wrong", f"{name}: it lacks {permission}: {level}", advice)
+        return Seen("installation", "ok", f"{name}: it has every permission that is asked for")
 
     # --- GitHub's API -------------------------------------------------------------------------------------------------
 
@@ -264,6 +302,14 @@ class GitHubAppIssuer:
         now = self._now() // 1000
         for grant in [grant for grant, known in self._known.items() if known.until + _SKEW_S < now]:
             del self._known[grant]
+
+
+def _clock(answer: Answer, now: int) -> Seen | None:
+    """How GitHub's clock compares with ours, if its answer tells."""
+    try:
+        return clock_seen(parsedate_to_datetime(answer.headers["date"]).timestamp(), now)
+    except (KeyError, ValueError):
+        return None
 
 
 def _settings(order: Order) -> GitHubSettings:

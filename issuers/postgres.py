@@ -6,8 +6,8 @@ The password is sent as a SCRAM verifier. Its clear text reaches neither the ser
 """
 
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -16,8 +16,10 @@ from urllib.parse import quote, urlencode
 import psycopg
 from psycopg import conninfo, sql
 
-from issuers import Ending, Found, Handle, IssuerError, Minted, Order, Standing
+from issuers import Ending, Found, Handle, IssuerError, Minted, Order, Seen, Standing
 from issuers.postgres_admin import Connection, Server, Sessions, server_of, sorted_errors
+from issuers.postgres_check import examine
+from issuers.scram import Passwords
 
 __all__ = ["PostgresIssuer", "PostgresSettings", "Server", "server_of", "settings_of", "setup_sql"]
 
@@ -91,13 +93,19 @@ class PostgresIssuer:
         self._server = server
         self._mark = f"taskpass {ledger} "
         self._sessions = Sessions(server)
+        self._passwords = Passwords(ready=server.connections)
         self.min_ttl_s, self.max_ttl_s = server.min_ttl_s, server.max_ttl_s
+
+    def foreseen(self, order: Order) -> Handle | None:
+        """The name of the role to come follows from the grant's id."""
+        match = _GRANT.fullmatch(order.jti)
+        return None if match is None else {"role": f"{self._server.prefix}_{match[1]}_{match[2]}"}
 
     def prepare(self, order: Order) -> Handle:
         """The name of the role to come."""
-        if (match := _GRANT.fullmatch(order.jti)) is None:
+        if (handle := self.foreseen(order)) is None:
             raise IssuerError("The grant's id cannot name a role.", happened=False)
-        return {"role": f"{self._server.prefix}_{match[1]}_{match[2]}"}
+        return handle
 
     def issue(self, order: Order, prepared: Handle) -> Minted:
         """Create the role with a password of its own, in one transaction."""
@@ -110,23 +118,38 @@ class PostgresIssuer:
             settings = settings_of(order.settings)
         except ValueError as error:
             raise IssuerError(f"The settings of the resource are wrong: {error}.", happened=False) from None
-        role, password = prepared["role"], secrets.token_urlsafe(32)
-        granted = settings.granted(order.actions)
+        role, granted = prepared["role"], settings.granted(order.actions)
+        password, verifier = self._passwords.take()
         with self._sessions.one() as session:
-            verifier = session.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
             statements = [
                 sql.SQL("BEGIN"),
                 _turn(role),
                 _create(role, verifier, exp, settings),
                 _mark(role, self._mark + order.jti),
                 *_equip(role, granted, settings),
-                sql.SQL("SELECT oid::text FROM pg_roles WHERE rolname = {}").format(role),
+                sql.SQL("SELECT {}::regrole::oid::text").format(role),
                 sql.SQL("COMMIT"),
             ]
             answers = session.execute(sql.SQL("; ").join(statements)).results()
             oid = [str(row[0]) for answer in answers if answer.description for row in answer][-1]
             values = self._values(session, settings, role, password)
+        self._passwords.refill()  # now: it would slow PostgreSQL down while it computes, too
         return Minted(values=values, handle={**prepared, "oid": oid}, exp=exp)
+
+    def renews(self, handle: Handle) -> bool:
+        """Every login that was made."""
+        return "oid" in handle
+
+    def renew(self, handle: Handle, exp: int) -> int:
+        """Move the role's VALID UNTIL, unless it has gone or its door is closed: then it is being ended."""
+        role = handle["role"]
+        with self._sessions.one() as session:
+            session.execute(sql.SQL("BEGIN; ") + _turn(role))  # whoever ends it waits until this is over, or is done
+            found = self._look_up(session, role)
+            if found is None or not found.ours or not found.can_login or found.oid != handle["oid"]:
+                raise IssuerError("The login has ended, so it cannot be renewed.", happened=False)
+            session.execute(_until(role, exp) + sql.SQL("; COMMIT"))
+        return exp
 
     def revoke(self, handle: Handle) -> None:
         """Close the door, end whoever is inside, clear away what depends on the role, drop it. Waits for a
@@ -186,8 +209,20 @@ class PostgresIssuer:
         for name, oid in rows:
             yield {"role": name, "oid": oid}
 
+    def examine(self, resources: Mapping[str, Mapping[str, Any]], now: int) -> Iterator[Seen]:
+        """See `issuers.Examiner`. Settings that are wrong in themselves are passed over."""
+        roles: set[str] = set()
+        databases = set()
+        for mapping in resources.values():
+            with suppress(ValueError):
+                settings = settings_of(mapping)
+                roles |= {settings.roles} if isinstance(settings.roles, str) else set(settings.roles.values())
+                databases |= {settings.dbname} if settings.dbname else set()
+        yield from examine(self._sessions, self._server, roles=sorted(roles), databases=sorted(databases), now=now)
+
     def shut_down(self) -> None:
-        """Let go of the broker's own sessions."""
+        """Let go of the broker's own sessions, and of passwords that nobody got."""
+        self._passwords.close()
         self._sessions.close()
 
     def _look_up(self, session: Connection, role: str) -> "_Role | None":
@@ -285,7 +320,15 @@ def _create(role: str, verifier: str, exp: int, settings: PostgresSettings) -> s
     return sql.SQL(
         "CREATE ROLE {} LOGIN INHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
         " CONNECTION LIMIT {} PASSWORD {} VALID UNTIL {}"
-    ).format(sql.Identifier(role), settings.connection_limit, verifier, datetime.fromtimestamp(exp, UTC).isoformat())
+    ).format(sql.Identifier(role), settings.connection_limit, verifier, _timestamp(exp))
+
+
+def _until(role: str, exp: int) -> sql.Composed:
+    return sql.SQL("ALTER ROLE {} VALID UNTIL {}").format(sql.Identifier(role), _timestamp(exp))
+
+
+def _timestamp(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def _mark(role: str, comment: str) -> sql.Composed:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from issuers import Ending, Found, Handle, IssuerError, Minted, Order, Standing
+from issuers import Ending, Found, Handle, IssuerError, Minted, Order, Seen, Standing
 
 Now = Callable[[], int]
 """Milliseconds since the epoch."""
@@ -30,6 +30,8 @@ _BLANKS: Final = {"{agent}", "{task}", "{grant}"}
 _LONGEST_URI: Final = 2_048
 _LONGEST_NAME: Final = 64
 _WEAKEST_RSA: Final = 2_048
+_SOON_S: Final = 30 * 86_400
+_RENEW: Final = "Have the root sign another one, and put it in `certificate_file`."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +108,18 @@ class X509Issuer:
         self._chain, self._key = _load(authority)
         self.min_ttl_s, self.max_ttl_s = authority.min_ttl_s, authority.max_ttl_s
 
-    def prepare(self, order: Order) -> Handle:
+    def foreseen(self, order: Order) -> Handle | None:
         """The serial number, which says which grant it is, and the latest possible end."""
         if (match := _GRANT.fullmatch(order.jti)) is None:
-            raise IssuerError("The grant's id cannot be a serial number.", happened=False)
+            return None
         serial = (1 << 96) | (int(match[1], 16) << 64) | int(match[2])
         return {"serial": f"{serial:x}", "expires": str(min(order.exp, order.iat + self.max_ttl_s))}
+
+    def prepare(self, order: Order) -> Handle:
+        """The same. Raises IssuerError."""
+        if (handle := self.foreseen(order)) is None:
+            raise IssuerError("The grant's id cannot be a serial number.", happened=False)
+        return handle
 
     def issue(self, order: Order, prepared: Handle) -> Minted:
         """A new key and its certificate, checked before they are returned."""
@@ -148,6 +156,17 @@ class X509Issuer:
             return Found(Standing.GONE)
         when = datetime.fromtimestamp(expires, UTC).isoformat()
         return Found(Standing.LIVE, f"a certificate cannot be taken back; this one expires at {when}")
+
+    def examine(self, resources: Mapping[str, Mapping[str, Any]], now: int) -> Iterator[Seen]:  # noqa: ARG002
+        """See `issuers.Examiner`. There is no backend: what counts is how long the authority still lasts."""
+        ends = self._chain[0].not_valid_after_utc
+        left_s = ends.timestamp() - now / 1000
+        if left_s <= self.max_ttl_s:
+            yield Seen("authority", "wrong", f"its certificate ends at {ends:%Y-%m-%dT%H:%M:%SZ}", _RENEW)
+        elif left_s < _SOON_S:
+            yield Seen("authority", "warning", f"its certificate ends at {ends:%Y-%m-%dT%H:%M:%SZ}", _RENEW)
+        else:
+            yield Seen("authority", "ok", f"its certificate lasts until {ends:%Y-%m-%d}")
 
     def close(self, handle: Handle) -> None:
         """Nothing: nothing belongs to a task."""

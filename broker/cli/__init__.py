@@ -13,7 +13,10 @@ TABLE = {
     "Use it from a workload": {
         "token": ("broker.cli.token:token", "Get one credential and print it."),
         "secret": ("broker.cli.secret:secret", "Get one secret: a database login, a cloud key, a lease."),
-        "credential": ("broker.cli.credential:credential", "Secrets for AWS, git and kubectl; look at one, end one."),
+        "credential": (
+            "broker.cli.credential:credential",
+            "Secrets for AWS, git and kubectl; look at, renew, end one.",
+        ),
         "run": ("broker.cli.run:run", "Run a command under a task of its own, with its credentials."),
         "task": ("broker.cli.tasks:task", "Open, follow and end tasks; their receipts."),
         "whoami": ("broker.cli.whoami:whoami", "Show who the broker takes you for."),
@@ -50,6 +53,7 @@ TABLE = {
         ),
         "registry": ("broker.cli.offline:registry", "Check registry files."),
         "policy": ("broker.cli.offline:policy", "Check, test and tabulate policies."),
+        "validate": ("broker.cli.doctor:validate", "Check every file of a broker, and ask nobody."),
         "doctor": ("broker.cli.doctor:doctor", "Find out what is wrong, and what to do about it."),
         "completion": ("broker.cli.completion:completion", "Print the completion script of a shell."),
     },

@@ -22,7 +22,7 @@ _KUBERNETES = "client.authentication.k8s.io"
 _TOKENS = ("token", "service_account_token", "access_token")
 
 
-@group(short_help="Secrets for AWS, git and kubectl; look at one, end one.")
+@group(short_help="Secrets for AWS, git and kubectl; look at, renew, end one.")
 def credential() -> None:
     """Secrets in the forms that other programs ask their helpers for. None of these keeps anything.
 
@@ -136,6 +136,18 @@ def kube(resource: str, actions: tuple[str, ...], params: tuple[str, ...], task:
 def show(secret_id: str) -> None:
     """What became of a secret: its state, what finds it at its backend, when it ends. Never its values."""
     body = Api.of_anyone(Context.current()).get(f"/v1/credentials/{segment(secret_id)}")
+    Output.current().one(body, human=lambda: _told(body))
+
+
+@credential.command()
+@click.argument("secret_id", metavar="ID")
+@click.option("--ttl", type=click.IntRange(1), metavar="SECONDS", help="From now on. Default: as at first.")
+def renew(secret_id: str, ttl: int | None) -> None:
+    """Have a secret live longer, its values unchanged. Never beyond its task, nor what its backend allows.
+
+    Only what says `renewable` can be: leases, and database logins. It is decided anew, like a request for another one.
+    """
+    body = Api.of_workload(Context.current()).renew(secret_id, ttl)
     Output.current().one(body, human=lambda: _told(body))
 
 

@@ -1,73 +1,69 @@
-"""`taskpass doctor`: everything that can be looked at from here, each with what is wrong and what to do."""
+"""`taskpass doctor` and `taskpass validate`: everything that can be looked at from here, or in the files alone, each
+with what is wrong and what to do.
+"""
 
 import os
 import stat
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from broker.cli.context import Context, configuration_file
-from broker.cli.errors import DONE, FAILED, Failure
+from broker.cli.errors import USAGE, Failure
+from broker.cli.findings import Finding, tell
+from broker.cli.issuer_checks import issuers_ready, issuers_sound
 from broker.cli.options import command, config_option
-from broker.cli.output import Output
-from broker.cli.text import clean
 from broker.sdk.protocol import Request
 
 if TYPE_CHECKING:
     from broker.config import Config
 
-_COLORS = {"ok": "green", "warning": "yellow", "wrong": "red", "skipped": "white"}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One look: `ok`, `warning`, `wrong` or `skipped`, what was seen, and what to do about it."""
-
-    check: str
-    state: str
-    detail: str
-    fix: str | None = None
-
 
 @command(short_help="Find out what is wrong, and what to do about it.")
 @config_option
 def doctor(config_path: Path | None) -> int:
-    """Look at the configuration, registry, policies, keys and ledger here, and at the broker and your identity there.
+    """Look at the configuration, registry, policies, keys and ledger here, at the backends that issuers name, and at
+    the broker and your identity there.
 
     Exit code 1 when something is wrong.
     """
-    findings = list(_look(config_path or configuration_file()))
-    output = Output.current()
-    if output.for_people:
-        for line in _lines(findings):
-            click.echo(line)
-    else:
-        output.many([asdict(finding) for finding in findings], [], name="check")
-    return FAILED if any(finding.state == "wrong" for finding in findings) else DONE
+    return tell(_look(config_path or configuration_file()))
 
 
-def _lines(findings: list[Finding]) -> Iterator[str]:
-    for finding in findings:
-        mark = click.style(f"{finding.state:<8}", fg=_COLORS[finding.state], bold=finding.state == "wrong")
-        first, *more = finding.detail.splitlines()
-        yield f"{mark} {finding.check:<14} {clean(first)}"
-        yield from (f"{'':24}{clean(line.strip())}" for line in more)
-        if finding.fix:
-            yield f"{'':24}-> {clean(finding.fix)}"
+@command(short_help="Check every file of a broker, and ask nobody.")
+@config_option
+def validate(config_path: Path | None) -> int:
+    """Check the configuration, registry, policies with their cases, and the settings of issuers and their resources, as
+    a broker reads them. For a pipeline: nothing is contacted, written, or needed but the files.
+
+    Exit code 1 when something is wrong.
+    """
+    return tell(_checked(config_path or configuration_file()))
+
+
+def _checked(path: Path) -> Iterator[Finding]:
+    config = yield from _configuration(path)
+    if config is None:
+        raise Failure("usage", f"There is no {path} to check.", exit_code=USAGE, next="Give --config FILE.")
+    yield from _files(config)
 
 
 def _look(path: Path) -> Iterator[Finding]:
     config = yield from _configuration(path)
     if config is not None:
-        yield from _registry(config)
-        yield from _policies(config)
+        yield from _files(config)
+        yield from issuers_ready(config)
         yield from _keys(config)
         yield from _ledger(config)
+        yield from _secrets(config)
     yield from _broker()
     yield from _identity()
+
+
+def _files(config: "Config") -> Iterator[Finding]:
+    yield from _registry(config)
+    yield from _policies(config)
+    yield from issuers_sound(config)
 
 
 def _configuration(path: Path) -> "Generator[Finding, None, Config | None]":
@@ -200,6 +196,36 @@ def _database(config: "Config") -> Finding:
     head = ledger.head
     ledger.close()
     return Finding("ledger", "ok", f"{ledger_place(config)}, {head.size} events; `taskpass ledger verify` audits it")
+
+
+def _secrets(config: "Config") -> Iterator[Finding]:
+    """Those that should have ended at their backends and have not."""
+    from broker.errors import TaskpassError
+    from broker.ledger.external_views import external_figures, stuck_grants
+    from broker.model import GrantState
+    from broker.stores import ledger_exists, open_ledger
+
+    try:
+        if not ledger_exists(config):
+            return
+        ledger = open_ledger(config)
+    except (TaskpassError, OSError):  # said already
+        return
+    with ledger.read() as r:
+        counts, stuck = external_figures(r), stuck_grants(r)
+    ledger.close()
+    for (issuer, state), count in sorted(counts.items()):
+        if state == GrantState.STUCK:
+            told = [f"{count} of {issuer} must end and do not; the broker tries on"]
+            told += [
+                f"{' '.join(f'{name}={value}' for name, value in row.handle.items())} under {row.task}: {row.problem}"
+                for row in stuck
+                if row.issuer == issuer
+            ]
+            advice = "Mend the backend, or end them there by hand: the next look confirms it."
+            yield Finding("secrets", "wrong", "\n".join(told), advice)
+        elif state == GrantState.REVOKING:
+            yield Finding("secrets", "warning", f"{count} of {issuer} are being ended", "Look again in a minute.")
 
 
 def _broker() -> Iterator[Finding]:

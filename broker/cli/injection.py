@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from broker.cli.api import Api
@@ -17,6 +18,9 @@ from broker.sdk.secret import Secret
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 _MEMBER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}")
+
+_AT_ITS_LIMIT = "at_its_limit"  # it lives as long as its task already
+_NEVER_AGAIN_S = 365 * 86_400.0
 
 Renewal = tuple[float, Callable[[], float]]
 """How many seconds something still lives, and what makes the next one and says the same of it."""
@@ -58,6 +62,7 @@ class Injection:
             raise Failure("usage", f"Two secrets cannot both be called {twice}.", exit_code=USAGE)
         self._directory: Path | None = None
         self._held: list[tuple[Wanted, Secret]] = []
+        self._in_environment: list[Secret] = []
         self._versions = 0
 
     def __bool__(self) -> bool:
@@ -68,7 +73,9 @@ class Injection:
         """The variables that the command gets. Raises Failure."""
         environment: dict[str, str] = {}
         for wanted in self._in_variables:
-            environment |= variables(self._get(wanted, task), wanted.name)
+            made = self._get(wanted, task)
+            environment |= variables(made, wanted.name)
+            self._in_environment.append(made)
         for wanted in self._in_files:
             made = self._get(wanted, task)
             environment[wanted.name] = str(self._write(wanted, made))
@@ -76,15 +83,32 @@ class Injection:
         return environment
 
     def renewals(self, task: str) -> Iterator[Renewal]:
-        """Of those in files: a variable cannot be changed once the command runs."""
+        """Those in files are replaced. A variable cannot be changed once the command runs, so what is in one is made to
+        live longer where its backend does that.
+        """
         for wanted, made in self._held:
 
-            def renew(wanted: Wanted = wanted) -> float:
+            def replace(wanted: Wanted = wanted) -> float:
                 fresh = self._get(wanted, task)
                 self._write(wanted, fresh)
-                return _life(fresh)
+                return _life(fresh.expires_at)
 
-            yield _life(made), renew
+            yield _life(made.expires_at), replace
+        for made in self._in_environment:
+
+            def prolong(made: Secret = made) -> float:
+                return self._prolonged(made)
+
+            if made.renewable:
+                yield _life(made.expires_at), prolong
+
+    def _prolonged(self, made: Secret) -> float:
+        try:
+            return _life(str(self._api.renew(made.id)["expires_at"]))
+        except Failure as failure:
+            if failure.members.get("outcome") != _AT_ITS_LIMIT:
+                raise
+            return _NEVER_AGAIN_S
 
     def remove(self) -> None:
         """Remove every file."""
@@ -124,5 +148,5 @@ def _in_memory() -> str | None:
     return None
 
 
-def _life(made: Secret) -> float:
-    return max(1.0, made.expires - time.time())
+def _life(expires_at: str) -> float:
+    return max(1.0, datetime.fromisoformat(expires_at).timestamp() - time.time())

@@ -56,8 +56,12 @@ def _ended(ended: Body) -> str:
 
 def _backends(external: Body) -> list[tuple[str, object]]:
     """What became of credentials at backends: one line for all, and one for each that needs a human."""
+    counted = external.get("counted_from")
+    archived = (
+        [("archive", f"secrets issued before position {counted} were gone, and are not counted")] if counted else []
+    )
     if not external.get("made"):
-        return []
+        return [*archived]
     parts = [f"{external['confirmed']} of {external['made']} confirmed gone"]
     parts += [f"{external[name]} {name}" for name in ("pending", "stuck", "live") if external[name]]
     if external["expires_only"]:
@@ -65,7 +69,7 @@ def _backends(external: Body) -> list[tuple[str, object]]:
         parts.append(f"{external['expires_only']} cannot be taken back and work until {until} at the latest")
     lines: list[tuple[str, object]] = [("backends", ", ".join(parts))]
     lines += [("stuck", f"{each['issuer']}: {each['problem']} {each['next']}") for each in external["stuck_grants"]]
-    return lines + [("note", note) for note in external["notes"]]
+    return lines + archived + [("note", note) for note in external["notes"]]
 
 
 def _verifiers(verifiers: Body) -> str:

@@ -109,6 +109,7 @@ def secret_json(made: Secret) -> dict[str, Any]:
         "parameters": dict(made.parameters),
         "issuer": made.issuer,
         "ending": made.ending,
+        "renewable": made.renewable,
         "values": dict(made.values),
         "handle": dict(made.handle),
         "seq": made.seq,

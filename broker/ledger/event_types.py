@@ -117,6 +117,14 @@ EVENT_TYPES = _table(
             "jti task issuer handle exp",
         ),
         _type(
+            "renewing",
+            "It is to live until `exp`, decided anew. Nothing has been asked of its backend yet.",
+            f"{_ASKED} {_VERDICT} task resource actions jti issuer exp",
+            f"{_ASKED_MAYBE} {_VERDICT_MAYBE}",
+        ),
+        _type("renewed", "Its backend lets it live until `exp`.", "jti task issuer exp"),
+        _type("renewal.failed", "Its backend did not say that it lives any longer.", "jti task issuer why"),
+        _type(
             "revoking",
             "It must end at its backend, and whoever asked for it has not got it, or gives it back.",
             "jti task issuer why",

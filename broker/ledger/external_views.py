@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import orjson
 
 from broker.ledger import Reader, parse_id
 from broker.ledger.epochs import grant_of_id
+from broker.ledger.events import parse
 from broker.ledger.views import KillRow
 from broker.model import GrantState
 from broker.wire import Match
@@ -60,6 +62,25 @@ def external_grant_by_id(r: Reader, text: str) -> ExternalRow | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What was asked for a grant, as its `issuing` event says, and how long it was to live at first."""
+
+    jti: str
+    actions: Sequence[str]
+    parameters: Mapping[str, Any]
+    implicit: bool
+    life_s: int
+
+
+def origin_of(r: Reader, seq: int) -> Origin:
+    """Of the grant whose intent is at this position: its event is not archived while it may be at its backend."""
+    (data,) = r.execute("SELECT bytes FROM events WHERE seq = ?", (seq,)).fetchone()
+    body = parse(bytes(data)).body
+    implicit = body.get("implicit", False)
+    return Origin(body["jti"], body["actions"], body.get("parameters", {}), implicit, body["exp"] - body["iat"])
+
+
+@dataclass(frozen=True, slots=True)
 class ExternalCount:
     """How many external grants are alike, and when the last of them expires by itself."""
 
@@ -78,6 +99,7 @@ class External:
     counts: tuple[ExternalCount, ...]
     stuck: tuple[ExternalRow, ...]
     notes: tuple[str, ...]
+    counted_from: int = 0  # those whose intent has a lower position were gone before it was archived, rows and all
 
     @property
     def total(self) -> int:
@@ -102,7 +124,7 @@ def external_covered(r: Reader, matches: Sequence[tuple[Match, str]], *, at_kill
     if not covers:
         return External((), (), ())
     where = f"seq < ? AND (gone IS NULL OR gone_seq > ?) AND ({' OR '.join(covers)})"
-    return _external(r, where, (below, below, *params))
+    return replace(_external(r, where, (below, below, *params)), counted_from=r.head().archived)
 
 
 def _external(r: Reader, where: str, params: Sequence[str | int]) -> External:
@@ -127,6 +149,15 @@ def _external(r: Reader, where: str, params: Sequence[str | int]) -> External:
         tuple(ExternalRow.of(row) for row in stuck),
         tuple(row[0] for row in notes),
     )
+
+
+def stuck_grants(r: Reader) -> list[ExternalRow]:
+    """A few of all that are stuck, the oldest first."""
+    rows = r.execute(
+        f"SELECT {_COLUMNS} FROM external_grants WHERE gone IS NULL AND state = 'stuck' ORDER BY seq LIMIT ?",  # noqa: S608
+        (SHOWN,),
+    )
+    return [ExternalRow.of(row) for row in rows.fetchall()]
 
 
 SHOWN = 20

@@ -45,8 +45,8 @@ class WalKeeper:
     def _keep(self, connection: sqlite3.Connection, turns: Turns) -> None:
         """Move pages as long as all goes well. Raises sqlite3.Error, TurnTimeout."""
         while True:
-            # Most of it beside the writers. What they add meanwhile in a turn, so that the next begins the log anew; for
-            # that all of them wait, so it is seldom enough to be none of a hundred requests' business.
+            # Most of it beside the writers. What they add meanwhile in a turn, so that the next begins the log anew:
+            # all of them wait for that, so it is seldom enough to be none of a hundred requests' business.
             for _ in range(_MOVES):
                 _move(connection)
                 if self._closing.wait(_EVERY_S):

@@ -128,6 +128,13 @@ class Client(_Agent):
         """What the broker knows of one of this agent's secrets, its values excepted."""
         return self.run(secret.secret_state(self.issuer, self._session, secret_id))
 
+    def renew_secret(self, secret_id: str, *, ttl: int | None = None) -> dict[str, Any]:
+        """Have a secret live `ttl` seconds from now, or as long again as at first, within its task; its state then.
+
+        Raises BrokerError for one that has ended, or that cannot live longer: see `Secret.renewable`.
+        """
+        return self.run(secret.renew_secret(self.issuer, self._session, secret_id, ttl))
+
     def revoke_secret(self, secret_id: str) -> dict[str, Any]:
         """Give a secret back early; its state then, which is `revoked` only once the backend confirmed it."""
         return self.run(secret.revoke_secret(self.issuer, self._session, secret_id))
@@ -244,6 +251,13 @@ class AsyncClient(_Agent):
     async def secret_state(self, secret_id: str) -> dict[str, Any]:
         """What the broker knows of one of this agent's secrets, its values excepted."""
         return await self.run(secret.secret_state(self.issuer, self._session, secret_id))
+
+    async def renew_secret(self, secret_id: str, *, ttl: int | None = None) -> dict[str, Any]:
+        """Have a secret live `ttl` seconds from now, or as long again as at first, within its task; its state then.
+
+        Raises BrokerError for one that has ended, or that cannot live longer: see `Secret.renewable`.
+        """
+        return await self.run(secret.renew_secret(self.issuer, self._session, secret_id, ttl))
 
     async def revoke_secret(self, secret_id: str) -> dict[str, Any]:
         """Give a secret back early; its state then, which is `revoked` only once the backend confirmed it."""

@@ -37,6 +37,7 @@ class Secret:
     decision_id: str | None
     seq: int | None
     note: str | None
+    renewable: bool = False  # whether `renew_secret` can have it live longer
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> "Secret":
@@ -64,6 +65,7 @@ class Secret:
             decision_id=body.get("decision_id"),
             seq=seq if isinstance(seq, int) else None,
             note=body.get("note"),
+            renewable=body.get("renewable") is True,
         )
 
 
@@ -89,6 +91,12 @@ def obtain_secret(issuer: str, session: Session, body: Mapping[str, Any]) -> Flo
 def secret_state(issuer: str, session: Session, secret_id: str) -> Flow[dict[str, Any]]:
     """What the broker knows of a secret, its values excepted: `state` is `live`, `revoking`, `revoked`, and so on."""
     return (yield from call(issuer, session, "GET", f"/v1/credentials/{quote(secret_id, safe='')}", None))
+
+
+def renew_secret(issuer: str, session: Session, secret_id: str, ttl_s: int | None) -> Flow[dict[str, Any]]:
+    """Have a secret live longer, within its task: `expires_at` says until when. A repeat does no harm."""
+    path, body = f"/v1/credentials/{quote(secret_id, safe='')}/renew", {} if ttl_s is None else {"ttl_seconds": ttl_s}
+    return (yield from call(issuer, session, "POST", path, body, timeout_s=TIMEOUT_S))
 
 
 def revoke_secret(issuer: str, session: Session, secret_id: str) -> Flow[dict[str, Any]]:

@@ -3,6 +3,7 @@ decides, and commits state and event together.
 
     Issuance    a credential for one task: the numbered main path
     Credentials secrets at backends: the same path, then the backend, then a second commit
+    Renewals    the same, for secrets that are to live longer
     Tasks       open, heartbeat, end
     KillSwitch  pause, kill, hold, resume, and receipts that prove it
     Evidence    explain, receipts, introspection, the ledger's proofs
@@ -19,9 +20,21 @@ from broker.service.evidence import Evidence
 from broker.service.issuance import Issuance
 from broker.service.kill_switch import KillSwitch
 from broker.service.refusals import Refusals
+from broker.service.renewals import Renewals
 from broker.service.tasks import Tasks
 
-__all__ = ["Admin", "Broker", "Callers", "Credentials", "Evidence", "Issuance", "KillSwitch", "Refusals", "Tasks"]
+__all__ = [
+    "Admin",
+    "Broker",
+    "Callers",
+    "Credentials",
+    "Evidence",
+    "Issuance",
+    "KillSwitch",
+    "Refusals",
+    "Renewals",
+    "Tasks",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +44,7 @@ class Broker:
     callers: Callers
     issuance: Issuance
     credentials: Credentials
+    renewals: Renewals
     tasks: Tasks
     kill_switch: KillSwitch
     evidence: Evidence

@@ -3,7 +3,7 @@ world outside of the transaction, so step 9 is in parts:
 
  1. to 7.                     as `issuance`; the route's guard has authenticated the caller
  8. commit the intent         a kill, hold, reload or task's end that came first; a proof spent twice
- 9a. prepare, and record it   a credential at the backend that the ledger cannot find
+ 9a. prepare, and record it   a credential at the backend that the ledger cannot find (in 8 already, if foreseen)
  9b. ask the backend          only now can there be one
 10. check what was made       one that outlives its commit
 11. commit again, then answer a kill, hold or task's end that came meanwhile: revoked, and not handed out
@@ -35,7 +35,7 @@ from broker.service.calls import Busy, Calls, StillRunning, place_of
 from broker.service.outcomes import approval_needed, refusal_error
 from broker.service.steps import Case, Steps, split_actions
 from broker.telemetry import tracing
-from issuers import Ending, Handle, IssuerError, Minted, Order, SecretIssuer
+from issuers import Ending, Handle, IssuerError, Minted, Order, SecretIssuer, renewer_of
 
 log = structlog.get_logger(__name__)
 
@@ -112,7 +112,9 @@ class Credentials:
             error.decision_id = error.decision_id or begun.decision_id
             raise
         ending = _ending(backend.issuer, order.settings)
-        return {**_answer(begun, order, minted, ending), "resource": asked.ask.resource, "seq": delivered.seq}
+        renewable = asked.task is not None and renewer_of(backend.issuer, minted.handle) is not None
+        more = {"resource": asked.ask.resource, "renewable": renewable, "seq": delivered.seq}
+        return {**_answer(begun, order, minted, ending), **more}
 
     # --- Steps 1 to 8 -------------------------------------------------------------------------------------------------
 
@@ -177,6 +179,7 @@ class Credentials:
         assert case.resource is not None
         assert case.verdict is not None
         issuer = self._backends[case.resource.issuer].issuer
+        foreseen: Callable[[Order], Handle | None] = getattr(issuer, "foreseen", lambda _: None)
         return Begin(
             asked=case.asked(),
             verdict=case.verdict,
@@ -186,6 +189,7 @@ class Credentials:
             ttl_ms=case.ttl_s * 1000,
             min_ttl_ms=issuer.min_ttl_s * 1000,
             settles_ms=self._settles_ms,
+            foreseen=lambda begun: foreseen(_order(begun, case)),
         )
 
     # --- Steps 9 to 11 ------------------------------------------------------------------------------------------------
@@ -196,6 +200,8 @@ class Credentials:
         if stop is not None:
             await self._abandon(Abandon(begun, "killed", happened=False))
             raise stop
+        if begun.prepared is not None:
+            return begun.prepared
         try:
             prepared = await backend.making.run(backend.issuer.prepare, order)
         except Exception as error:  # noqa: BLE001  (whatever a backend does becomes a recorded end)
@@ -299,7 +305,7 @@ class Credentials:
             row = external_grant_by_id(r, grant_id)
         if row is None or row.agent != caller.id:
             raise NotFound(f"There is no credential {grant_id[:80]} of yours.")
-        await self._writer.submit(GiveBack(Begun(row.seq, grant_id, row.task, row.issuer, 0, 0, ""), caller.id))
+        await self._writer.submit(GiveBack(row.seq, caller.id))
         return self.get(caller, grant_id)
 
 

@@ -21,7 +21,7 @@ from broker.service.credentials import external_json
 from broker.stops import Stops
 from broker.wire import Match
 
-_OUTCOMES = frozenset({"issued", "issuing", "approval.requested", "refused", "failed"})
+_OUTCOMES = frozenset({"issued", "issuing", "renewing", "approval.requested", "refused", "failed"})
 _MAX_TOKEN_LIFE_S = 86_400
 
 

@@ -7,7 +7,7 @@ never gives up: what keeps failing becomes `stuck`, which a human is told of, an
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import structlog
 
@@ -36,13 +36,6 @@ _ORPHAN_AGE_MS = 120_000
 """An orphan must have been seen this long ago too: what a broker is just making is recorded a moment later."""
 
 
-@dataclass(slots=True)
-class _Orphans:
-    """What one backend had that the ledger did not know, and since when."""
-
-    since: dict[tuple[tuple[str, str], ...], int] = field(default_factory=dict)
-
-
 class Reconciler:
     """Brings the backends to what the ledger says. Each has a drain of its own: one that hangs delays no other."""
 
@@ -64,7 +57,8 @@ class Reconciler:
         self._stuck_after = stuck_after
         self._now = now
         self._draining: dict[str, asyncio.Task[None]] = {}
-        self._orphans = {name: _Orphans() for name in backends}
+        # What each backend had that the ledger did not know, and since when.
+        self._unowned_since: dict[str, dict[tuple[tuple[str, str], ...], int]] = {name: {} for name in backends}
 
     # --- What the broker's chores call --------------------------------------------------------------------------------
 
@@ -188,7 +182,7 @@ class Reconciler:
                 return unknown(found, recorded_handles(r, name))
 
         unowned = {_key(handle): handle for handle in await backend.ending.run(search)}
-        since, now = self._orphans[name].since, self._now()
+        since, now = self._unowned_since[name], self._now()
         for key in since.keys() - unowned.keys():
             del since[key]
         old = [handle for key, handle in unowned.items() if now - since.setdefault(key, now) >= _ORPHAN_AGE_MS]
@@ -231,7 +225,7 @@ def end(issuer: SecretIssuer, due: Due, now: int) -> Look:
     if due.state is GrantState.LIVE and due.ending != EXPIRES_ONLY:  # its time is over: most are gone by themselves
         found = _looked(issuer, due)
         if found.gone:
-            return Look(closed, found.gone, found.note, problem or found.problem)
+            return replace(found, closed=closed, problem=problem or found.problem)
     if due.ending != EXPIRES_ONLY and (due.state is not GrantState.LIVE or due.expires <= now):
         try:
             issuer.revoke(due.handle)
@@ -239,7 +233,7 @@ def end(issuer: SecretIssuer, due: Due, now: int) -> Look:
             problem = problem or error.sentence
     found = _looked(issuer, due)
     done = found.gone and closed == due.close
-    return Look(closed, found.gone, found.note, None if done else problem or found.problem)
+    return replace(found, closed=closed, problem=None if done else problem or found.problem)
 
 
 def _looked(issuer: SecretIssuer, due: Due) -> Look:
@@ -247,7 +241,7 @@ def _looked(issuer: SecretIssuer, due: Due) -> Look:
         found = issuer.status(due.handle)
     except IssuerError as error:
         return Look(problem=error.sentence)
-    return Look(gone=found.standing is Standing.GONE, note=found.note)
+    return Look(gone=found.standing is Standing.GONE, note=found.note, by_itself=found.by_itself)
 
 
 def backoff(tries: int) -> int:

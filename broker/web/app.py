@@ -76,6 +76,7 @@ def create_app(
     app.include_router(oauth.router)
     app.include_router(tasks.router)
     app.include_router(credentials.router)
+    app.direct("POST", "/v1/credentials", credentials.issue)
     if feed is not None:
         app.include_router(operator.router)
         app.include_router(audit.router)

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from broker.model import Caller
 from broker.service import Broker
 from broker.service.asks import CredentialAsk
 from broker.web.guards import CallerOf
@@ -24,14 +25,21 @@ class CredentialBody(Body):
     ttl_seconds: int | None = None
 
 
+class RenewalBody(Body):
+    """`POST /v1/credentials/{id}/renew`. From now on; by default as long again as it was first given."""
+
+    ttl_seconds: int | None = None
+
+
 def _broker(request: Request) -> Broker:
     broker: Broker = request.app.state.broker
     return broker
 
 
 @router.post("/v1/credentials", status_code=201, openapi_extra=takes(CredentialBody))
-async def issue(request: Request, caller: CallerOf) -> Response:
+async def issue(request: Request) -> Response:
     """A credential that a backend makes for this task only. Its secret is in this answer, and nowhere else."""
+    caller: Caller = request.state.caller
     body = await read_json(request, CredentialBody)
     ask = CredentialAsk(
         resource=body.resource,
@@ -47,6 +55,13 @@ async def issue(request: Request, caller: CallerOf) -> Response:
 async def look(request: Request, caller: CallerOf, grant_id: str) -> Response:
     """How one credential stands, without its secret."""
     return json_answer(_broker(request).credentials.get(caller, grant_id))
+
+
+@router.post("/v1/credentials/{grant_id}/renew", openapi_extra=takes(RenewalBody))
+async def renew(request: Request, caller: CallerOf, grant_id: str) -> Response:
+    """Have it live longer, within its task. Its secret stays the same, and is not in this answer."""
+    body = await read_json(request, RenewalBody)
+    return json_answer(await _broker(request).renewals.renew(caller, grant_id, ttl_s=body.ttl_seconds))
 
 
 @router.post("/v1/credentials/{grant_id}/revoke")

@@ -65,6 +65,7 @@ GUARDS: dict[tuple[str, str], Guard] = {
     ("POST", "/v1/tasks/{task_id}/end"): _AGENTS,
     ("POST", "/v1/credentials"): Guard(frozenset({AGENT}), spends=True),
     ("GET", "/v1/credentials/{grant_id}"): _SEERS,
+    ("POST", "/v1/credentials/{grant_id}/renew"): Guard(frozenset({AGENT}), spends=True),
     ("POST", "/v1/credentials/{grant_id}/revoke"): _AGENTS,
     ("GET", "/v1/decisions/{decision_id}"): _SEERS,
     ("GET", "/v1/approvals"): _SEERS,

@@ -8,7 +8,7 @@ leases: so each is revoked with `sync` and looked up after that.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from issuers import Found, Handle, IssuerError, Minted, Order, Standing
+from issuers import Found, Handle, IssuerError, Minted, NotRenewable, Order, Standing
 from issuers.vault.link import Answer, Refused, absent_if
 from issuers.vault.sessions import Session, Vault, keys
 from issuers.vault.settings import VaultSettings, texts
@@ -35,6 +35,13 @@ class Leased:
             self._sessions.open(order, settings) if settings.wrap_ttl_s else self._sessions.shared(order, settings)
         )
         return {"accessor": session.accessor, "path": settings.path}
+
+    def foreseen(self, order: Order, settings: VaultSettings) -> Handle | None:
+        """The session that will own the lease, if it is open."""
+        if settings.admin or settings.wrap_ttl_s:
+            return None
+        session = self._sessions.opened(order, settings)
+        return None if session is None else {"accessor": session.accessor, "path": settings.path}
 
     def issue(self, order: Order, prepared: Handle, settings: VaultSettings) -> Minted:
         """Have Vault lease the secret, no longer than the order allows."""
@@ -100,10 +107,17 @@ class Leased:
         return Minted(values, {**prepared, "wrap_accessor": accessor}, exp)
 
     def renew(self, handle: Handle, exp: int) -> int:
-        """Have the secret live until `exp`, as far as Vault allows: until when it does. Raises IssuerError."""
+        """Have the secret live until `exp`, as far as Vault allows: until when it does. Raises NotRenewable,
+        IssuerError.
+        """
         until = self._sessions.extend(handle["accessor"], exp)
         now = self._now() // 1000
-        return min(until, now + self._renewed(handle["lease_id"], exp - now))
+        try:
+            return min(until, now + self._renewed(handle["lease_id"], exp - now))
+        except Refused as refused:
+            if refused.says("not renewable"):
+                raise NotRenewable("Vault's engine makes these secrets for one life: they cannot be renewed.") from None
+            raise
 
     def _renewed(self, lease_id: str, seconds: int) -> int:
         return self._vault.call("post", f"sys/leases/renew/{lease_id}", {"increment": max(1, seconds)}).lease_s

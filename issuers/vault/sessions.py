@@ -39,7 +39,7 @@ class Sessions:
     def __init__(self, *, vault: LoggedIn, role: str, name: str, now: Now) -> None:
         """`role` is the token role that makes orphans; `name` marks what is ours."""
         self._vault = vault
-        self._role = role
+        self.role = role
         self._name = name
         self._now = now
         self._lock = Lock()
@@ -54,14 +54,19 @@ class Sessions:
         with self._lock:
             opening = self._opening.setdefault(key, Lock())
         with opening:  # one of many concurrent first requests opens it for all
-            with self._lock:
-                found = self._by_accessor.get(self._shared.get(key, ""))
-            if found is not None and found.ends >= order.exp and found.until > self._now() // 1000:
-                return found
-            opened = self.open(order, settings)
-            with self._lock:
-                self._shared[key] = opened.accessor
-            return opened
+            found = self.opened(order, settings)
+            if found is None:
+                found = self.open(order, settings)
+                with self._lock:
+                    self._shared[key] = found.accessor
+            return found
+
+    def opened(self, order: Order, settings: VaultSettings) -> Session | None:
+        """The same if it is open already. Asks nobody."""
+        with self._lock:
+            found = self._by_accessor.get(self._shared.get((order.task, order.audience, settings.path), ""))
+        lasts = found is not None and found.ends >= order.exp and found.until > self._now() // 1000
+        return found if lasts else None
 
     def open(self, order: Order, settings: VaultSettings) -> Session:
         """One for this order alone. Raises IssuerError."""
@@ -79,7 +84,7 @@ class Sessions:
             "no_default_policy": True,
             "renewable": True,
         }
-        auth = self._vault.call("post", f"auth/token/create/{self._role}", body).auth
+        auth = self._vault.call("post", f"auth/token/create/{self.role}", body).auth
         token, accessor, lasts = auth.get("client_token"), auth.get("accessor"), auth.get("lease_duration")
         if not (isinstance(token, str) and isinstance(accessor, str) and accessor and isinstance(lasts, int)):
             raise IssuerError("Vault's answer has no session: is the token role one that makes service tokens?")

@@ -30,10 +30,30 @@ def policy_for(settings: VaultSettings) -> str:
     return "\n".join([*lines, "}", ""])
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One path of the broker's policy: what it may do there, and why."""
+
+    path: str
+    capabilities: tuple[str, ...]
+    why: str = ""
+    more: str = ""
+
+    def __str__(self) -> str:
+        listed = ", ".join(json.dumps(capability) for capability in self.capabilities)
+        comment = f"# {self.why}\n" if self.why else ""
+        return f'{comment}path "{self.path}" {{\n  capabilities = [{listed}]\n{self.more}}}\n'
+
+
 def broker_policy(resources: Sequence[VaultSettings], *, token_role: str) -> str:
     """The policy of the broker itself: it opens and ends sessions, and ends, renews and finds leases of these paths.
     It cannot read a secret, nor end anybody else's lease.
     """
+    return "\n".join(map(str, rights(resources, token_role=token_role)))
+
+
+def rights(resources: Sequence[VaultSettings], *, token_role: str) -> list[Rule]:
+    """What that policy permits."""
     leased = sorted({settings.path for settings in resources if not settings.kv})
     rules = [
         _rule(f"auth/token/create/{token_role}", "update", why="Open an orphan session for a task."),
@@ -43,6 +63,7 @@ def broker_policy(resources: Sequence[VaultSettings], *, token_role: str) -> str
         _rule("auth/token/accessors/", "list", "sudo", why="Find sessions of ours that nobody owns."),
         _rule("auth/token/lookup-self", "read", why="The broker's own token."),
         _rule("auth/token/renew-self", "update"),
+        _rule("sys/capabilities-self", "update", why="Tell whether these rights are there (`taskpass doctor`)."),
     ]
     for path in leased:
         rules += [
@@ -54,13 +75,11 @@ def broker_policy(resources: Sequence[VaultSettings], *, token_role: str) -> str
         ids = ", ".join(json.dumps(f"{path}/*") for path in leased)
         allowed = f'  allowed_parameters = {{\n    "lease_id" = [{ids}]\n  }}\n'
         rules.append(_rule("sys/leases/lookup", "update", why="Look whether a lease is gone.", more=allowed))
-    return "\n".join(rules)
+    return rules
 
 
-def _rule(path: str, *capabilities: str, why: str = "", more: str = "") -> str:
-    listed = ", ".join(json.dumps(capability) for capability in capabilities)
-    comment = f"# {why}\n" if why else ""
-    return f'{comment}path "{path}" {{\n  capabilities = [{listed}]\n{more}}}\n'
+def _rule(path: str, *capabilities: str, why: str = "", more: str = "") -> Rule:
+    return Rule(path, capabilities, why, more)
 
 
 class Setup:

@@ -7,11 +7,12 @@ from typing import Any, Final
 
 import psycopg
 
-from issuers import IssuerError
+from issuers import IssuerError, Seen
 
 _TIMEOUT_S: Final = 5
 _WAIT_MS: Final = 2_000
 _IDENTIFY: Final = "SELECT oid::text FROM pg_roles WHERE rolname = %s"
+_MAY: Final = "SELECT pg_has_role(current_user, 'pg_signal_backend', 'USAGE')"
 _SEVER: Final = "SELECT pg_terminate_backend(pid, %s) FROM pg_stat_activity WHERE usesysid = %s::oid"
 _COUNT: Final = "SELECT count(*) FROM pg_stat_activity WHERE usesysid = %s::oid"
 
@@ -49,6 +50,17 @@ class Severer:
     def count(self, oid: str) -> int:
         """How many sessions it still has. Raises IssuerError."""
         return int(self._ask(_COUNT, (oid,))[0][0])
+
+    def seen(self, name: str) -> Seen:
+        """Whether it can do that, for whoever sets it up; `name` is what the configuration calls it."""
+        try:
+            ((may,),) = self._ask(_MAY, ())
+        except IssuerError as error:
+            return Seen("admin", "wrong", f"{name}: {error.sentence}", "Correct the address, or start the database.")
+        if not may:
+            advice = "GRANT pg_signal_backend to its role: then a revocation ends open sessions too."
+            return Seen("admin", "wrong", f"{name} may not end sessions", advice)
+        return Seen("admin", "ok", f"{name} can end sessions")
 
     def _ask(self, sql: str, parameters: tuple[object, ...]) -> list[tuple[Any, ...]]:
         with self._lock:

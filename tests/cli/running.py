@@ -8,11 +8,13 @@ from collections.abc import Sequence
 MAIN = "from broker.cli import main; main()"
 
 
-def started(url: str, options: Sequence[str], words: Sequence[str]) -> subprocess.Popen[str]:
+def started(
+    url: str, options: Sequence[str], words: Sequence[str], *, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[str]:
     environment = {**os.environ, "TASKPASS_URL": url, "TASKPASS_TOKEN": "fake.identity.assertion"}
     arguments = [sys.executable, "-c", MAIN, "run", *options, "--", *words]
     return subprocess.Popen(
-        arguments, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        arguments, env=environment, text=True, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 

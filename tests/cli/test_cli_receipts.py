@@ -102,3 +102,10 @@ def test_text_is_aligned_and_harmless() -> None:
     assert clean("a\x1b[31mb\nc\u202ed\u00e9") == "a[31mb cd\u00e9"
     assert moment(AT) == "2026-09-21 14:13:20.123Z"
     assert clock(None) == "-"
+
+
+def test_what_went_to_the_archive_is_said_not_to_be_counted() -> None:
+    assert "secrets issued before position 768 were gone" in kill_receipt(
+        receipt(external={"made": 0, "counted_from": 768})
+    )
+    assert "archive" not in kill_receipt(receipt(external={"made": 0}))

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,8 +37,8 @@ def forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return place
 
 
-def start(url: str, options: list[str], *words: str) -> subprocess.Popen[str]:
-    return started(url, options, words)
+def start(url: str, options: list[str], *words: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    return started(url, options, words, stdin=stdin)
 
 
 def the_task() -> dict[str, object]:
@@ -135,6 +136,31 @@ def test_files_are_renewed_as_a_whole(url: str, forget: Path, monkeypatch: pytes
     )
     assert finished(start(url, ["--secret-file", "DB=orders-db orders:read"], *python(until_changed))) == (0, "", "")
     assert list(forget.iterdir()) == []
+
+
+def test_what_is_in_variables_lives_as_long_as_the_command(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FAKE, "lifetime_s", 1)
+    process = start(url, ["--secret", "DB_=orders-db orders:read"], *python("input()"), stdin=subprocess.PIPE)
+    while sum(seen.path.endswith("/renew") for seen in FAKE.requests) < 2:
+        time.sleep(0.01)
+    (secret,) = FAKE.secrets
+    assert {seen.path for seen in FAKE.requests if seen.path.endswith("/renew")} == {f"{PATH}/{secret}/renew"}
+    out, err = process.communicate("\n", timeout=30)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_what_lives_as_long_as_its_task_is_renewed_no_more(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FAKE, "lifetime_s", 1)
+    process = start(url, ["--secret", "DB_=orders-db orders:read"], *python("input()"), stdin=subprocess.PIPE)
+    while not FAKE.secrets:
+        time.sleep(0.01)
+    (secret,) = FAKE.secrets
+    renewal = f"{PATH}/{secret}/renew"
+    FAKE.refuse(renewal, 409, code="conflict", outcome="at_its_limit", detail="It lives as long as it may already.")
+    while not any(seen.path == renewal for seen in FAKE.requests):
+        time.sleep(0.01)
+    assert process.communicate("\n", timeout=30) == ("", "")  # and nobody is told of what is as it should be
+    assert process.returncode == 0
 
 
 def test_a_refusal_runs_nothing_leaves_nothing_and_ends_the_task(url: str, forget: Path, tmp_path: Path) -> None:

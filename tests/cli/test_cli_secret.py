@@ -132,10 +132,16 @@ def test_debug_shows_no_secret(fake: FakeBroker, run: Run) -> None:
     assert "fake.identity" not in told.err
 
 
-def test_one_is_looked_at_and_given_back(fake: FakeBroker, run: Run) -> None:
+def test_one_is_looked_at_renewed_and_given_back(fake: FakeBroker, run: Run) -> None:
     made = run("secret", "db", "orders:read", "-o", "name").out.strip()
     assert run("credential", "show", made, "-o", "json").json["state"] == "live"
+    told = run("credential", "renew", made, "--ttl", 900, "-o", "json").json
+    assert told["expires_at"] == fake.secrets[made]["expires_at"]
+    assert fake.requests[-1].body == {"ttl_seconds": 900}
+    assert "expires_at" in run("credential", "renew", made).out
+    assert fake.requests[-1].body == {}
     assert "revoked" in run("credential", "revoke", made).out
+    assert "conflict" in run("credential", "renew", made, code=1).err
     assert "password" not in run("credential", "show", made).out
     run("credential", "show", "grt_0_0", code=6)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.jose import Signer
-from broker.ledger.commands import admin, credentials, endings, issue, kills, tasks
+from broker.ledger.commands import admin, credentials, endings, issue, kills, renewal, tasks
 from broker.ledger.proofs import KeepCheckpoint
 from broker.ledger.sqlite import SqliteLedger
 from broker.service.issuance import Issuance
@@ -39,6 +39,8 @@ COMMANDS: dict[str, type] = {
     "intent": credentials.Begin,
     "prepared": credentials.Prepared,
     "deliver": credentials.Deliver,
+    "renewing": renewal.Renew,
+    "renewed": renewal.Renewed,
     "claim": endings.Claim,
     "settle": endings.Settle,
 }
@@ -110,7 +112,7 @@ def install(file: Path | None = None) -> None:
         command.apply = _around(command.apply, failpoint, after=f"applied:{step}")  # type: ignore[attr-defined]
     Issuance._authenticate = _around(Issuance._authenticate, failpoint, after="authenticated")
     Signer.sign = _around(Signer.sign, failpoint, before="before:sign", after="after:sign")
-    for step in ("prepare", "issue", "close", "revoke", "status"):
+    for step in ("prepare", "issue", "renew", "close", "revoke", "status"):
         call = _around(getattr(FileIssuer, step), failpoint, before=f"before:{step}d", after=f"after:{step}d")
         setattr(FileIssuer, step, call)
     Application.__call__ = _answering(Application.__call__, failpoint)

@@ -9,7 +9,7 @@ PLACE = "INVARIANTS_BACKEND"
 
 
 class FileIssuer:
-    """A `SecretIssuer` of files."""
+    """A `SecretIssuer` of files. What a resource of the setting `foreseen` gets needs no session."""
 
     kind = "file"
     ending = Ending.REVOCABLE
@@ -21,14 +21,25 @@ class FileIssuer:
         for folder in (self.logins, self.sessions):
             folder.mkdir(parents=True, exist_ok=True)
 
+    def foreseen(self, order: Order) -> Handle | None:
+        return {"login": f"tp_{order.jti.removeprefix('grt_')}"} if order.settings.get("foreseen") else None
+
     def prepare(self, order: Order) -> Handle:
         name = f"tp_{order.jti.removeprefix('grt_')}"
         (self.sessions / name).touch()
         return {"login": name}
 
     def issue(self, order: Order, prepared: Handle) -> Minted:
-        (self.logins / prepared["login"]).touch()
+        (self.logins / prepared["login"]).write_text(str(order.exp))
         return Minted({"password": "x" * 20}, {**prepared, "made": "1"}, order.exp)
+
+    def renews(self, handle: Handle) -> bool:
+        return "made" in handle
+
+    def renew(self, handle: Handle, exp: int) -> int:
+        with (self.logins / handle["login"]).open("r+") as file:  # what has gone does not come back
+            file.write(str(exp))
+        return exp
 
     def revoke(self, handle: Handle) -> None:
         (self.logins / handle["login"]).unlink(missing_ok=True)

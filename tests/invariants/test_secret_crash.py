@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ MAKING = (
     "before:first_byte",
     "after:first_byte",
 )
+MAKING_FORESEEN = ("applied:intent", "before:issued", "after:issued", "applied:deliver", "before:first_byte")
 ENDING = ("applied:claim", "before:closed", "after:closed", "before:revoked", "after:revoked", "after:statusd")
 ENDING = (*ENDING, "applied:settle")
+RENEWING = ("applied:renewing", "before:renewd", "after:renewd", "applied:renewed", "before:first_byte")
 LATER_S = 90  # by the clock of the next life: whatever the last one had begun has settled
 
 RESOURCE = {
@@ -54,9 +57,9 @@ PERMIT = '@id("bot-reads-orders") permit (principal == Agent::"bot-0", action ==
 class Life:
     """One ledger and one backend through crashes. Each life's clock is later than the last one's."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **settings: str) -> None:
         self.site = Site(directory)
-        _register(self.site.registry, directory / "broker")
+        _register(self.site.registry, directory / "broker", RESOURCE | {"settings": settings})
         self.failpoint = Failpoint(directory / "failpoint")
         self.backend = directory / "backend"
         self.offset_s = 0
@@ -84,6 +87,13 @@ class Life:
             (epoch,) = db.execute("SELECT epoch FROM head").fetchone()
             rows = db.execute("SELECT seq, state FROM external_grants").fetchall()
         return {f"tp_{epoch}_{seq}": state for seq, state in rows}
+
+    def until(self) -> dict[str, int]:
+        """login -> until when the ledger says that it may live, in seconds."""
+        with sqlite3.connect(f"file:{self.site.ledger}?mode=ro", uri=True) as db:
+            (epoch,) = db.execute("SELECT epoch FROM head").fetchone()
+            rows = db.execute("SELECT seq, expires FROM external_grants").fetchall()
+        return {f"tp_{epoch}_{seq}": expires // 1000 for seq, expires in rows}
 
     def look(self) -> None:
         """Invariants 3, 4 and 5 as they hold at any moment."""
@@ -113,9 +123,11 @@ class Life:
 
         return asyncio.run(calling())
 
-    def ask(self) -> httpx2.Response | None:
-        body = {"resource": "orders-db", "actions": ["orders:read"]}
-        answer = self.call("/v1/credentials", body, self.site.assertion("bot-0", offset_s=self.offset_s))
+    def as_bot(self, path: str, body: dict[str, Any]) -> httpx2.Response | None:
+        return self.call(path, body, self.site.assertion("bot-0", offset_s=self.offset_s))
+
+    def ask(self, **more: Any) -> httpx2.Response | None:
+        answer = self.as_bot("/v1/credentials", {"resource": "orders-db", "actions": ["orders:read"], **more})
         if answer is not None and answer.status_code == 201:
             self.answered.append(answer.json())
         return answer
@@ -128,9 +140,9 @@ class Life:
         self._stack.close()
 
 
-def _register(registry: Path, broker: Path) -> None:
+def _register(registry: Path, broker: Path, resource: dict[str, Any]) -> None:
     for name, change in (
-        ("resources", lambda rows: rows.update({"orders-db": RESOURCE})),
+        ("resources", lambda rows: rows.update({"orders-db": resource})),
         ("agents", lambda rows: rows["bot-0"]["boundary"].update({"orders-db": ["orders:read"]})),
     ):
         file = registry / f"{name}.yaml"
@@ -173,6 +185,52 @@ def test_57_sigkill_at_every_step_of_an_issuance(life: Life) -> None:
     assert life.logins() == set()
     # A session that was opened and never recorded is what only its own short limit ends: two steps leave one.
     assert [file.name for file in sorted((life.backend / "sessions").iterdir())] == unrecorded
+
+
+def test_57_sigkill_at_every_step_of_an_issuance_whose_handle_is_foreseen(tmp_path: Path) -> None:
+    life = Life(tmp_path, foreseen="yes")
+    try:
+        for step in MAKING_FORESEEN:
+            assert crash(life, step, life.ask) is None
+            life.settled()
+            newest = list(life.rows().values())[-1:]
+            assert newest == ([] if step == "applied:intent" else ["live" if "byte" in step else "revoked"]), step
+        answer = life.ask()
+        assert answer is not None
+        assert answer.status_code == 201, answer.text
+        assert life.kill() is not None
+        life.settled()
+        assert life.logins() == set()
+        assert list((life.backend / "sessions").iterdir()) == []
+    finally:
+        life.close()
+
+
+def test_57_sigkill_at_every_step_of_a_renewal(life: Life) -> None:
+    """After the restart the old time is over and the new one is not: what may live longer does, and nothing else."""
+    for step in RENEWING:
+        opened = life.as_bot("/v1/tasks", {"purpose": "crash", "deadline_seconds": 3_000})
+        assert opened is not None
+        answer = life.ask(task=opened.json()["id"], ttl_seconds=60)
+        assert answer is not None
+        body = answer.json()
+        path, login = f"/v1/credentials/{body['id']}/renew", body["handle"]["login"]
+        first = life.until()[login]
+        assert crash(life, step, partial(life.as_bot, path, {"ttl_seconds": 2_000})) is None
+        may = life.until()[login]
+        assert (may > first) == (step != "applied:renewing"), step
+        if step == "applied:renewing":  # nothing of it was durable, so the backend was not asked
+            deadline = time.monotonic() + 20
+            while life.rows()[login] != "expired":
+                assert time.monotonic() < deadline, life.rows()
+                time.sleep(0.02)
+        life.settled()
+        assert (login in life.logins()) == (may > first), step
+        if may > first:
+            assert first <= int((life.backend / "logins" / login).read_text()) <= may
+    assert life.kill() is not None
+    life.settled()
+    assert life.logins() == set()
 
 
 def test_57_sigkill_at_every_step_of_an_ending(life: Life) -> None:

@@ -48,10 +48,22 @@ class GitHubServer(ApiServer):
                 return _said(401, "Bad credentials")
             names = self.tokens[bearer]["repositories"]
             return _json(200, {"total_count": len(names), "repositories": [{"name": name} for name in names]})
+        looked = re.fullmatch(r"/app/installations/(\d+)", asked.path)
+        if looked and asked.method == "GET":
+            return self._describe(bearer, int(looked[1]))
         made = re.fullmatch(r"/app/installations/(\d+)/access_tokens", asked.path)
         if made and asked.method == "POST":
             return self._mint(bearer, int(made[1]), json.loads(asked.body or b"{}"))
         return _said(404, "Not Found")
+
+    def _describe(self, bearer: str, installation: int) -> Reply:
+        refusal = self._jwt_problem(bearer)
+        if refusal is not None:
+            return _said(401, refusal)
+        if installation != self.installation:
+            return _said(404, "Not Found")
+        suspended = "2026-09-01T00:00:00Z" if self.suspended else None
+        return _json(200, {"id": installation, "permissions": self.permissions, "suspended_at": suspended})
 
     def _mint(self, bearer: str, installation: int, wanted: dict[str, Any]) -> Reply:
         refusal = self._jwt_problem(bearer)

@@ -63,6 +63,9 @@ class Harness(ABC):
     fails: frozenset[Fault] = frozenset(Fault)
     """The faults that can be had here. Empty for an issuer that calls nobody."""
 
+    renewable: bool = False
+    """Whether its credentials can be made to live longer, as is documented for it."""
+
     lists: bool = True
     """Whether the backend can be asked what there is under our names. Otherwise `existing` and `orphans` are empty."""
 
@@ -83,6 +86,10 @@ class Harness(ABC):
         """What is alive at the backend under our names, by the backend's own view with the rights of its administrator,
         as `name` calls it. Empty for an issuer whose credentials are nowhere on record.
         """
+
+    def lives_until(self, values: Mapping[str, str]) -> int:
+        """When a renewable credential ends by itself, by the view of the backend that lets it in, in seconds."""
+        raise NotImplementedError
 
     @abstractmethod
     def name(self, handle: Handle) -> str:

@@ -30,6 +30,7 @@ class PostgresHarness(Harness):
     """The issuer talks through a proxy; logins and looks go straight to the server."""
 
     fails = frozenset(Fault)
+    renewable = True
     never_shown = (ADMIN_PASSWORD,)
 
     def __init__(self, server: Server, place: Path, **settings: Any) -> None:
@@ -75,6 +76,9 @@ class PostgresHarness(Harness):
     def name(self, handle: Handle) -> str:
         return handle["role"]
 
+    def lives_until(self, values: Mapping[str, str]) -> int:
+        return valid_until(self.server, values["username"])
+
     def fail_next(self, fault: Fault) -> None:
         self.proxy.on_commit = {Fault.FAILED: "cut_request", Fault.HAPPENED: "cut_after"}[fault]
 
@@ -90,6 +94,13 @@ class PostgresHarness(Harness):
     def close(self) -> None:
         self.issuer.shut_down()
         self.proxy.close()
+
+
+def valid_until(server: Server, role: str) -> int:
+    """Until when the server lets a role in, in seconds."""
+    ((until,),) = server.run(f"SELECT extract(epoch FROM rolvaliduntil)::bigint FROM pg_roles WHERE rolname = '{role}'")
+    assert isinstance(until, int)
+    return until
 
 
 def a_server(**settings: str) -> Server:

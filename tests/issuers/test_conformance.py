@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from issuers import Ending, Handle, IssuerError, Minted, Order, Standing
+from issuers import Ending, Handle, IssuerError, Minted, Order, Standing, renewer_of
 from tests.issuers.cloud_harnesses import aws_sts, github_app
 from tests.issuers.harness import Fault, Harness
 from tests.issuers.postgres_harness import postgres
 from tests.issuers.vault_harness import vault
 from tests.issuers.x509_harness import x509_authority
+
+_LEEWAY_S = 10  # what a backend's engine adds, so that a clock behind refuses nobody too early
 
 HARNESSES: dict[str, Callable[[Path], AbstractContextManager[Harness]]] = {
     "aws_sts": aws_sts,
@@ -43,6 +45,13 @@ def harness(shared: Harness) -> Iterator[Harness]:
 def revocable(harness: Harness) -> Harness:
     if harness.issuer.ending is not Ending.REVOCABLE:
         pytest.skip("its credentials end by expiring")
+    return harness
+
+
+@pytest.fixture
+def renewable(harness: Harness) -> Harness:
+    if not harness.renewable:
+        pytest.skip("its credentials live as long as they were made for")
     return harness
 
 
@@ -80,6 +89,19 @@ def test_a_credential_works_within_its_bounds(harness: Harness) -> None:
     assert prepared.items() <= minted.handle.items()
     assert harness.issuer.status(minted.handle).standing is Standing.LIVE
     end(harness, minted.handle)
+
+
+def test_what_it_foresees_is_what_it_would_prepare_and_nothing_comes_of_foreseeing(harness: Harness) -> None:
+    foreseen = getattr(harness.issuer, "foreseen", None)
+    if foreseen is None:
+        pytest.skip("it foresees nothing")
+    order = harness.order()
+    first = foreseen(order)
+    assert harness.existing() == set()
+    prepared = harness.issuer.prepare(order)
+    assert first in (None, prepared)
+    assert foreseen(order) == prepared  # what had to be opened is open now
+    end(harness, prepared)
 
 
 def test_it_lives_no_longer_than_the_issuer_allows(harness: Harness) -> None:
@@ -191,6 +213,63 @@ def test_an_error_says_what_it_may(revocable: Harness, fault: Fault) -> None:
     shown = repr(error) + str(error) + repr(error.__cause__) + ("" if error.__suppress_context__ else "context")
     for secret in [*minted.values.values(), *revocable.never_shown]:
         assert len(secret) <= 8 or secret in minted.handle.values() or secret not in shown
+
+
+def renewed(harness: Harness, handle: Handle, exp: int) -> int:
+    renewer = renewer_of(harness.issuer, handle)
+    assert renewer is not None
+    return renewer.renew(handle, exp)
+
+
+def test_it_declares_whether_its_credentials_are_renewable(harness: Harness) -> None:
+    order = harness.order()
+    prepared = harness.issuer.prepare(order)
+    minted = harness.issuer.issue(order, prepared)
+    assert (renewer_of(harness.issuer, minted.handle) is not None) == harness.renewable
+    assert renewer_of(harness.issuer, prepared) is None  # nothing was made that could live longer
+    assert not (harness.renewable and harness.issuer.ending is not Ending.REVOCABLE)
+    end(harness, minted.handle)
+
+
+def test_what_is_renewed_works_longer_and_no_longer_than_was_asked(renewable: Harness) -> None:
+    order = renewable.order()
+    minted = issued(renewable, order._replace(deadline=order.exp + 600))
+    first = renewable.lives_until(minted.values)
+    until = renewed(renewable, minted.handle, order.exp + 200)
+    assert order.exp < until <= order.exp + 200
+    assert first + 100 < renewable.lives_until(minted.values) <= order.exp + 200 + _LEEWAY_S
+    assert renewable.use(minted.values).accepted
+    assert renewable.issuer.status(minted.handle).standing is Standing.LIVE
+    end(renewable, minted.handle)
+    assert not renewable.use(minted.values).accepted
+
+
+def test_59_a_renewal_brings_back_nothing_that_has_ended(renewable: Harness) -> None:
+    order = renewable.order()
+    minted = issued(renewable, order._replace(deadline=order.exp + 600))
+    renewable.issuer.revoke(minted.handle)
+    with pytest.raises(IssuerError) as caught:
+        renewed(renewable, minted.handle, order.exp + 200)
+    assert caught.value.happened is False
+    assert not renewable.use(minted.values).accepted
+    assert renewable.issuer.status(minted.handle).standing is Standing.GONE
+    end(renewable, minted.handle)
+
+
+@pytest.mark.parametrize("fault", Fault)
+def test_a_failed_renewal_ends_nothing_and_succeeds_when_repeated(renewable: Harness, fault: Fault) -> None:
+    order = renewable.order()
+    minted = issued(renewable, order._replace(deadline=order.exp + 600))
+    first = renewable.lives_until(minted.values)
+    failing(renewable, fault)
+    with pytest.raises(IssuerError) as caught:
+        renewed(renewable, minted.handle, order.exp + 200)
+    assert caught.value.happened is None
+    assert (renewable.lives_until(minted.values) > first) == (fault is Fault.HAPPENED)
+    assert renewable.use(minted.values).accepted
+    assert order.exp < renewed(renewable, minted.handle, order.exp + 300) <= order.exp + 300
+    end(renewable, minted.handle)
+    assert not renewable.use(minted.values).accepted
 
 
 def test_orphans_are_exactly_what_exists(revocable: Harness) -> None:

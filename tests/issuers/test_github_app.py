@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,30 @@ def test_after_a_restart_it_says_that_it_cannot_and_until_when(
     clock.ms += 3_700_000
     assert not github.alive()
     assert restarted.status(minted.handle).standing is Standing.GONE
+    assert restarted.status(minted.handle).by_itself
+
+
+def examined(issuer: GitHubAppIssuer, **changes: Any) -> list[str]:
+    """What is not as it should be. Its server dates answers by the real clock."""
+    found = list(issuer.examine({"repos": {**SETTINGS, **changes}, "wrong": {}}, time.time_ns() // 1_000_000))
+    assert all(seen.advice for seen in found if seen.state != "ok")
+    return [f"{seen.what}: {seen.sentence}" for seen in found if seen.state != "ok"]
+
+
+def test_whether_the_app_is_ready_is_told_without_a_token(
+    github: GitHubServer, issuer: GitHubAppIssuer, key_file: Path, clock: Clock
+) -> None:
+    assert examined(issuer) == []
+    assert examined(issuer, permissions={"x": {"contents": "admin"}}) == [
+        "installation: repos: it lacks contents: admin"
+    ]
+    assert "knows no such installation" in examined(issuer, installation=7)[0]
+    github.suspended = True
+    assert examined(issuer) == ["installation: repos: it is suspended"]
+    assert "does not accept the app's key" in examined(an_issuer(github, key_file, clock, app="other"))[0]
+    assert "app: repos: " in examined(an_issuer(github, key_file, clock, url="http://127.0.0.1:1"))[0]
+    assert [seen.state for seen in issuer.examine({"repos": SETTINGS}, 0)][-1] == "wrong"  # the clock
+    assert github.ever == []
 
 
 def test_what_was_only_prepared_is_gone(issuer: GitHubAppIssuer) -> None:
@@ -169,6 +194,7 @@ def test_a_lost_answer_counts_as_live_until_its_hour_is_over(
     clock.ms += 3_800_000
     assert not github.alive()
     assert issuer.status(prepared).standing is Standing.GONE
+    assert issuer.status(prepared).by_itself
 
 
 def test_a_token_that_reaches_further_is_ended_and_not_delivered(github: GitHubServer, issuer: GitHubAppIssuer) -> None:

@@ -41,7 +41,9 @@ def settle(broker: Broker) -> None:
 
 def test_a_kill_ends_every_lease_and_every_session_and_the_receipt_says_so(site: kit.Site, broker: Broker) -> None:
     task = broker.open_task("data-bot")
-    bodies = [ask(broker, task=task).json() for _ in range(5)]
+    bodies = [ask(broker, task=task, ttl_seconds=60).json() for _ in range(5)]
+    renewal = broker.post(f"/v1/credentials/{bodies[0]['id']}/renew", {"ttl_seconds": 300}, by="data-bot")
+    assert renewal.json()["expires_at"] > bodies[0]["expires_at"], renewal.text
     names = {body["values"]["username"] for body in bodies}
     assert names <= site.roles()
     session = site.connect(bodies[0]["values"])

@@ -395,6 +395,37 @@ def test_a_login_that_owns_objects_is_live_until_it_could_be_dropped(site: Site,
     assert name not in site.roles()
 
 
+def test_a_revocation_that_failed_more_often_than_vault_tries_succeeds_once_it_can(
+    site: Site, issuer: VaultIssuer
+) -> None:
+    minted = issue(issuer, order(kit.READONLY))
+    name = minted.values["username"]
+    site.postgres.run("CREATE TABLE kept (id int)")
+    site.postgres.run(f'ALTER TABLE kept OWNER TO "{name}"')
+    for _ in range(7):
+        with pytest.raises(IssuerError, match="goes on trying"):
+            issuer.revoke(minted.handle)
+        assert not gone(issuer, minted.handle)
+        assert name in site.roles()
+    site.postgres.run("DROP TABLE kept")
+    issuer.revoke(minted.handle)
+    assert gone(issuer, minted.handle)
+    assert name not in site.roles()
+
+
+def test_a_schema_whose_name_is_sql_neither_keeps_a_login_nor_is_run(site: Site, issuer: VaultIssuer) -> None:
+    """To revoke what was granted in a schema, the engine has to name it (CVE-2026-39946)."""
+    odd = '"odd""; DROP ROLE bystander; --"'
+    site.postgres.run(f"CREATE ROLE bystander; CREATE SCHEMA {odd}; CREATE TABLE {odd}.held (id int)")
+    minted = issue(issuer, order(kit.READONLY))
+    name = minted.values["username"]
+    site.postgres.run(f'GRANT USAGE ON SCHEMA {odd} TO "{name}"; GRANT SELECT ON {odd}.held TO "{name}"')
+    issuer.revoke(minted.handle)
+    assert gone(issuer, minted.handle)
+    assert name not in site.roles()
+    assert site.postgres.run("SELECT count(*) FROM pg_roles WHERE rolname = 'bystander'") == [(1,)]
+
+
 def test_a_login_that_somebody_dropped_already_is_revoked(site: Site, issuer: VaultIssuer) -> None:
     minted = issue(issuer, order(kit.READONLY))
     site.postgres.run(f'DROP ROLE "{minted.values["username"]}"')

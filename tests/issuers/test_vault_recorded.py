@@ -113,6 +113,19 @@ def test_a_fault_before_the_effect_promises_nothing_either_and_the_next_try_work
         assert server.left == []
 
 
+@pytest.mark.parametrize("happened", [False, True])
+@pytest.mark.parametrize("name", [name for name in FAULTS if name != "a byte at a time"])
+def test_a_renewal_whose_answer_is_lost_is_not_called_one_nor_none(name: str, happened: bool, tmp_path: Path) -> None:
+    fault = FAULTS[name]
+    with replayed("renewed", tmp_path) as (server, scene):
+        order = scene.order(kit.READONLY)
+        minted = scene.issue(scene.order(kit.READONLY, deadline=order.iat + 600))
+        reply = Reply(200, b'{"data": {}}') if fault.kind == "truncated" and not happened else fault.reply
+        with failing(server, scene, Fault(fault.kind, happened=happened, reply=reply)) as lost_answer:
+            scene.issuer.renew(minted.handle, order.iat + 300)
+        assert lost_answer.value.happened is None
+
+
 @pytest.mark.parametrize("status", [403, 404, 405, 413, 429])
 def test_a_refusal_is_certain_to_have_done_nothing(status: int, tmp_path: Path) -> None:
     with replayed("login", tmp_path) as (server, scene):
@@ -175,6 +188,25 @@ def test_a_refused_look_is_not_taken_for_an_absence(status: int, reason: str, tm
         again = Fault("status", reply=Reply(status, json.dumps({"errors": [reason]}).encode()))
         with failing(server, scene, again, again, again):
             scene.issuer.status(minted.handle)
+
+
+def test_60_a_lease_that_vault_gave_up_on_is_live_and_told_until_a_later_try_ends_it(tmp_path: Path) -> None:
+    """Vault tries six times and then calls the lease irrevocable: to us it is one more that must be tried on."""
+    given_up = {"data": {"id": "x", "ttl": -60, "revoke_error": "failed to revoke: password=hunter2"}}
+    looked = Fault("status", reply=Reply(200, json.dumps(given_up).encode()))
+    refusal = Fault("status", reply=Reply(400, b'{"errors":["failed to revoke entry: password=hunter2"]}'))
+    with replayed("login", tmp_path) as (server, scene):
+        minted = scene.issue(scene.order(kit.READONLY))
+        assert scene.standing(minted.handle) is Standing.LIVE
+        for _ in range(7):
+            with failing(server, scene, refusal, match="goes on trying") as refused:
+                scene.issuer.revoke(minted.handle)
+            assert refused.value.happened is None
+            server.faults = [looked]
+            found = scene.issuer.status(minted.handle)
+            assert (found.standing, found.note) == (Standing.LIVE, "Vault has failed to revoke it.")
+        scene.issuer.revoke(minted.handle)
+        assert scene.standing(minted.handle) is Standing.GONE
 
 
 def test_no_error_repeats_what_the_server_said(tmp_path: Path) -> None:

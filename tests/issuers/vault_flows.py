@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 
-from issuers import Handle, IssuerError, Minted, Order, Standing
+from issuers import Handle, IssuerError, Minted, NotRenewable, Order, Standing
 from issuers.vault import Login, VaultIssuer, connect
 from tests.issuers import vault as kit
 from tests.issuers.api_server import ApiServer, Asked, Reply
@@ -108,9 +108,12 @@ def static(scene: Scene) -> None:
 
 
 def certificate(scene: Scene) -> None:
-    """A leased certificate of a PKI engine, by a write with parameters."""
-    minted = scene.issue(scene.order(kit.CERTIFICATE))
+    """A leased certificate of a PKI engine, by a write with parameters: made for one life."""
+    order = scene.order(kit.CERTIFICATE)
+    minted = scene.issue(order._replace(deadline=order.exp + 300))
     assert minted.values["certificate"].startswith("-----BEGIN CERTIFICATE-----")
+    with pytest.raises(NotRenewable):
+        scene.issuer.renew(minted.handle, order.exp + 60)
     scene.issuer.revoke(minted.handle)
     assert scene.standing(minted.handle) is Standing.GONE
 

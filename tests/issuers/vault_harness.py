@@ -16,10 +16,11 @@ from tests.issuers import api_server
 from tests.issuers import vault as kit
 from tests.issuers.api_server import ApiServer, Asked, Reply
 from tests.issuers.harness import Fault, Harness, Use, new_order
+from tests.issuers.postgres_harness import valid_until
 
 NAME = "conformance"
 PATH = kit.READONLY["path"]
-EFFECTS = (f"/v1/{PATH}", "/v1/sys/leases/revoke/", "/v1/auth/token/revoke-accessor")
+EFFECTS = (f"/v1/{PATH}", "/v1/sys/leases/revoke/", "/v1/sys/leases/renew/", "/v1/auth/token/revoke-accessor")
 
 
 class Between(ApiServer):
@@ -45,6 +46,7 @@ class VaultHarness(Harness):
     """The issuer talks through a server that fails when told to; looks go straight to the backends, as root."""
 
     fails = frozenset(Fault)
+    renewable = True
 
     def __init__(self, site: kit.Site, between: Between) -> None:
         self.site, self._between = site, between
@@ -76,6 +78,9 @@ class VaultHarness(Harness):
 
     def name(self, handle: Handle) -> str:
         return handle.get("accessor") or handle["lease_id"]
+
+    def lives_until(self, values: Mapping[str, str]) -> int:
+        return valid_until(self.site.postgres, values["username"])
 
     def fail_next(self, fault: Fault) -> None:
         self._between.next_effect = [api_server.Fault("cut", happened=fault is Fault.HAPPENED)]

@@ -47,6 +47,9 @@ class Sync:
     async def secret_state(self, secret_id):
         return self.client.secret_state(secret_id)
 
+    async def renew_secret(self, *args, **kwargs):
+        return self.client.renew_secret(*args, **kwargs)
+
     async def revoke_secret(self, secret_id):
         return self.client.revoke_secret(secret_id)
 

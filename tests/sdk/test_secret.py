@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from broker.sdk import light
-from broker.sdk.errors import ApprovalNeeded, Never, NotFound, Unavailable
+from broker.sdk.errors import ApprovalNeeded, BrokerError, Never, NotFound, Unavailable
 from broker.sdk.protocol import Session
 from broker.sdk.secret import obtain_secret, wish
 from tests.sdk.kit import broker_and_clock
@@ -53,6 +53,19 @@ async def test_refusals_are_the_same_types_as_for_tokens(broker, clock, client):
     broker.refuse(PATH, 403, code="access_denied", outcome="approval", detail="Ask.", approval={"id": "apr_1"})
     with pytest.raises(ApprovalNeeded):
         await client.secret(RESOURCE)
+
+
+@both
+async def test_a_secret_is_renewed(broker, clock, client):
+    secret = await client.secret(RESOURCE, ttl=60)
+    assert secret.renewable
+    told = await client.renew_secret(secret.id, ttl=120)
+    assert told["expires_at"] > secret.expires_at
+    assert broker.requests[-1].body == {"ttl_seconds": 120}
+    assert "values" not in told
+    await client.revoke_secret(secret.id)
+    with pytest.raises(BrokerError):
+        await client.renew_secret(secret.id)
 
 
 WRONG = [

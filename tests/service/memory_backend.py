@@ -23,6 +23,7 @@ class Backend:
 
     sessions: dict[str, str] = field(default_factory=dict)  # name -> task
     logins: dict[str, str] = field(default_factory=dict)  # name -> password
+    until: dict[str, int] = field(default_factory=dict)  # name -> when it ends, in seconds
     log: list[tuple[str, str]] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -44,6 +45,7 @@ class MemoryIssuer:
         self.backend = backend or Backend()
         self.ending = ending
         self.prefix = prefix
+        self.last_s = 1 << 40  # what is renewed ends then at the latest
         self.fail: defaultdict[str, list[Callable[[Callable[[], Any]], Any]]] = defaultdict(list)
         self.before: dict[str, Callable[[], None]] = {}  # step -> what happens first
         self.calls: Counter[str] = Counter()
@@ -64,10 +66,25 @@ class MemoryIssuer:
 
         def effect() -> Minted:
             self.backend.logins[name] = f"{CANARY}{order.seq}"
+            self.backend.until[name] = order.exp
             values = {"username": name, "password": self.backend.logins[name]}
             return Minted(values, {**prepared, "made": "1"}, order.exp)
 
         return self._do("issue", name, effect)
+
+    def renews(self, handle: Handle) -> bool:
+        return self.ending is Ending.REVOCABLE
+
+    def renew(self, handle: Handle, exp: int) -> int:
+        name = handle["login"]
+
+        def effect() -> int:
+            if not self.backend.works(name):
+                raise IssuerError("The login has ended.", happened=False)
+            self.backend.until[name] = min(exp, self.last_s)
+            return self.backend.until[name]
+
+        return int(self._do("renew", name, effect))
 
     def revoke(self, handle: Handle) -> None:
         self._do("revoke", handle["login"], lambda: self.backend.logins.pop(handle["login"], None))
@@ -105,6 +122,13 @@ class MemoryIssuer:
         finally:
             with self.backend.lock:
                 self.threads -= 1
+
+
+class ForeseeingIssuer(MemoryIssuer):
+    """One whose logins are named by their grants, and need no session."""
+
+    def foreseen(self, order: Order) -> Handle:
+        return {"login": f"{self.prefix}_{order.jti.removeprefix('grt_')}"}
 
 
 def failed(_: Callable[[], Any]) -> Any:
@@ -212,6 +236,11 @@ class Site:
         answer = self.ask(**changes)
         assert answer.status_code == 201, answer.text
         return dict(answer.json())
+
+    def renew(self, grant: str, *, agent: str = "data-bot", **body: Any) -> Any:
+        """Ask with an assertion of one's own, which the route spends."""
+        bearer = self.home.proof(agent)
+        return self.broker.request("POST", f"/v1/credentials/{grant}/renew", json=body, bearer=bearer)
 
     def state(self, grant: str) -> str:
         answer = self.broker.request("GET", f"/v1/credentials/{grant}", bearer=self.home.operator())

@@ -3,6 +3,7 @@ certificate that says it cannot be; and what is wrong in a configuration or a re
 """
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from broker.config import load_config
 from broker.errors import ConfigurationInvalid
 from broker.stores import wall_clock
-from tests.issuers.postgres_harness import ADMIN_PASSWORD, a_server
+from tests.issuers.postgres_harness import ADMIN_PASSWORD, a_server, valid_until
 from tests.issuers.x509_harness import write_authority
 from tests.kit import Broker, Home, on_postgres
 from tests.postgres import Server
@@ -54,7 +55,11 @@ def test_a_login_works_until_it_is_killed(tmp_path: Path, server: Server):
     broker = Configured(tmp_path / "broker", section, "{roles: app_read}").start()
     try:
         task = broker.open_task("data-bot")
-        first, second = (ask(broker, task=task).json() for _ in range(2))
+        first, second = (ask(broker, task=task, ttl_seconds=60).json() for _ in range(2))
+        renewed = broker.post(f"/v1/credentials/{second['id']}/renew", {"ttl_seconds": 300}, by="data-bot").json()
+        until = valid_until(server, second["values"]["username"])
+        assert until == datetime.fromisoformat(renewed["expires_at"]).timestamp()
+        assert until > datetime.fromisoformat(second["expires_at"]).timestamp() + 200
         with psycopg.connect(second["values"]["uri"]) as session:
             assert session.execute("SELECT count(*) FROM app_table").fetchone() == (0,)
             kill = broker.kill("task", task).json()

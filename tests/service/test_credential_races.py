@@ -17,7 +17,7 @@ import pytest
 from broker.config import SecretsSection
 from broker.wire import FeedKill
 from tests.kit import Broker
-from tests.service.memory_backend import CANARY, MemoryIssuer, Site, bug, failed, happened, opened
+from tests.service.memory_backend import CANARY, ForeseeingIssuer, MemoryIssuer, Site, bug, failed, happened, opened
 
 
 @pytest.fixture
@@ -89,6 +89,22 @@ def test_56_a_credential_that_comes_after_the_kill_is_revoked_not_delivered(site
         assert site.issuer.calls["issue"] == 0
     clean(site)
     assert site.receipt(killed.json()["id"])["external"]["confirmed"] == 1
+
+
+@pytest.mark.parametrize("target", ["agent", "task", "grant", "all"])
+def test_56_so_it_is_where_the_handle_was_foreseen(tmp_path: Path, target: str):
+    site = Site(tmp_path, ForeseeingIssuer())
+    task = site.broker.open_task("data-bot")
+    values = {"agent": lambda: "data-bot", "task": lambda: task, "grant": lambda: site.last()[1], "all": str}
+    kill = lambda: killing(site, target, values[target]())()  # noqa: PLW0108  (only then there is a grant to name)
+    answer, killed = during(site, "issue", kill, task=task)
+    assert killed.status_code < 300, killed.text
+    assert answer.status_code == 403, answer.text
+    assert CANARY not in answer.text
+    assert not site.broker.events("delivered")
+    clean(site)
+    assert site.receipt(killed.json()["id"])["external"]["confirmed"] == 1
+    site.broker.close()
 
 
 def test_a_kill_that_finds_nothing_yet_is_not_confirmed_by_that(site: Site):

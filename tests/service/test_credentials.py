@@ -11,7 +11,7 @@ from broker.ledger.commands.issue import Asked, Stop
 from broker.model import Workload
 from issuers import Ending, Minted
 from tests.kit import ARCHIVE
-from tests.service.memory_backend import MemoryIssuer, Site, bug, failed, happened, lost
+from tests.service.memory_backend import ForeseeingIssuer, MemoryIssuer, Site, bug, failed, happened, lost
 
 
 @pytest.fixture
@@ -39,6 +39,36 @@ def test_a_credential_is_on_record_before_it_leaves(site: Site):
     told = site.broker.get(f"/v1/decisions/{body['decision_id']}", by="data-bot").json()
     assert told["type"] == "issuing"
     assert told["after"]["state"] == "live"
+
+
+def test_what_is_foreseen_is_on_record_with_the_intent(tmp_path: Path):
+    site = Site(tmp_path, ForeseeingIssuer())
+    seen: list[Any] = []
+
+    def look() -> None:
+        seen.append(site.broker.query("SELECT state, handle FROM external_grants"))
+
+    site.issuer.before["issue"] = look
+    body = site.granted()
+    login = body["handle"]["login"]
+    assert seen == [[("issuing", f'{{"login":"{login}"}}')]]  # as committed before the backend is asked
+    assert site.issuer.calls["prepare"] == 0
+    issuing, prepared, delivered = site.broker.events("issuing", "prepared", "delivered")
+    assert prepared["seq"] == issuing["seq"] + 1
+    assert (prepared["jti"], prepared["handle"]) == (body["id"], {"login": login})
+    assert delivered["handle"] == body["handle"]
+    site.broker.close()
+
+
+def test_what_is_foreseen_and_certainly_not_made_is_failed(tmp_path: Path):
+    site = Site(tmp_path, ForeseeingIssuer())
+    site.issuer.fail["issue"] = [failed, lost]
+    assert site.ask().status_code == 503
+    assert site.last()[0] == "failed"
+    assert site.ask().status_code == 503
+    site.settle()
+    assert site.last()[0] == "revoked"
+    site.broker.close()
 
 
 def test_without_a_task_it_lives_as_long_as_a_token_would(site: Site):
@@ -167,6 +197,13 @@ def test_a_holder_gives_back(site: Site):
     assert site.backend.logins == {}
     assert site.broker.post(path + "/revoke", by="data-bot").json()["state"] == "revoked"
     assert site.types(body["id"]) == ["issuing", "prepared", "delivered", "revoking", "gone"]
+
+
+def test_what_is_given_back_by_its_implicit_tasks_id_is_recorded_as_the_grant_that_it_is(site: Site):
+    body = site.granted()
+    assert site.broker.post(f"/v1/credentials/{body['task']}/revoke", by="data-bot").json()["state"] == "revoking"
+    [event] = site.broker.events("revoking")
+    assert (event["jti"], event["task"]) == (body["id"], body["task"])
 
 
 def test_what_only_expires_says_so(tmp_path: Path):

@@ -75,3 +75,5 @@ def test_without_its_maker_it_is_said_until_when_it_works(processes: Processes) 
     settle(processes.control)
     assert not processes.github.alive()
     assert processes.shown(made)["note"].startswith("By the clock")
+    assert processes.shown(made)["state"] == "expired"  # nobody could revoke it
+    assert processes.control.events("gone")[-1]["how"] == "expired"

@@ -5,8 +5,8 @@ find the credential there is durable before it can exist, and what was made leav
 every guard again. Each grant has one row in `external_grants`, which says what is still to be done with it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -50,9 +50,16 @@ class Begun:
     deadline: int | None = None  # of its task
     kid: str = ""  # of the key that signs where the backend is shown a token of ours
 
+    prepared: Mapping[str, str] | None = None  # what will find it, where that is on record with the intent
+
     def event(self) -> dict[str, Any]:
         """The members that all later events of this grant begin with."""
         return {"jti": self.jti, "task": self.task, "issuer": self.issuer}
+
+
+def grant_event(tx: Tx, seq: int, task: str, issuer: str) -> dict[str, Any]:
+    """The same members, for who has nothing but the grant's row."""
+    return {"jti": make_id("grt", epoch_in(tx, seq), seq), "task": task, "issuer": issuer}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,8 @@ class Begin:
     """Commit the intent to issue one external credential, if every guard holds (step 8 of the pipeline).
 
     `ttl_ms` is the lifetime that request, agent and issuer allow, `min_ttl_ms` the shortest that the issuer can make.
-    `settles_ms` bounds the calls that will make it: an intent without an outcome after that is taken for lost.
+    `settles_ms` bounds the calls that will make it: an intent without an outcome after that is taken for lost. What
+    will find the credential goes on record with the intent, where it is `foreseen`.
     """
 
     asked: Asked
@@ -71,6 +79,7 @@ class Begin:
     ttl_ms: int
     min_ttl_ms: int
     settles_ms: int
+    foreseen: Callable[[Begun], Mapping[str, str] | None] = lambda _: None
 
     def apply(self, tx: Tx) -> Begun | Refused | Stale:
         asked, head = self.asked, tx.head
@@ -124,7 +133,11 @@ class Begin:
             ),
         )
         tell_task(tx, asked, seq)
-        return begun
+        handle = self.foreseen(begun)
+        if handle is None:
+            return begun
+        _record_handle(tx, begun, asked, handle)
+        return replace(begun, prepared=handle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +151,7 @@ class Prepared:
     def apply(self, tx: Tx) -> Stop | None:
         """Why the backend must not be asked any more, or None."""
         stop = _standing_stop(tx, self.begun, self.asked)
-        seq = tx.append("prepared", {**self.begun.event(), "handle": dict(self.handle)})
-        tell_task(tx, self.asked, seq)
-        tx.put(
-            "UPDATE external_grants SET handle = ? WHERE seq = ?",
-            (orjson.dumps(dict(self.handle)).decode(), self.begun.seq),
-        )
+        _record_handle(tx, self.begun, self.asked, self.handle)
         return stop
 
 
@@ -166,7 +174,7 @@ class Deliver:
     def apply(self, tx: Tx) -> Delivered | Stop:
         stop = _standing_stop(tx, self.begun, self.asked)
         if stop is not None:
-            end_one(tx, self.begun, stop.reason, handle=self.handle, settled=True)
+            end_one(tx, self.begun.seq, self.begun.event(), stop.reason, handle=self.handle, settled=True)
             return stop
         handle = dict(self.handle)
         seq = tx.append("delivered", {**self.begun.event(), "handle": handle, "exp": self.exp})
@@ -198,7 +206,7 @@ class Abandon:
 
     def apply(self, tx: Tx) -> None:
         if self.happened or _state(tx, self.begun.seq) is not GrantState.ISSUING:
-            end_one(tx, self.begun, self.why, handle=self.handle, settled=self.settled)
+            end_one(tx, self.begun.seq, self.begun.event(), self.why, handle=self.handle, settled=self.settled)
             return
         seq = tx.append("failed", {"jti": self.begun.jti, "task": self.begun.task, "why": self.why})
         tx.put(
@@ -210,16 +218,20 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class GiveBack:
-    """Its holder, or an operator, is done with one credential. Doing it twice, or late, changes nothing."""
+    """Its holder is done with the credential of this position. Doing it twice, or late, changes nothing."""
 
-    begun: Begun
+    seq: int
     actor: str
 
     def apply(self, tx: Tx) -> bool:
         """Whether it was live."""
-        live = _state(tx, self.begun.seq) in (GrantState.ISSUING, GrantState.LIVE)
+        task, issuer, state = tx.execute(
+            "SELECT task, issuer, state FROM external_grants WHERE seq = ?", (self.seq,)
+        ).fetchone()
+        live = GrantState(state) in (GrantState.ISSUING, GrantState.LIVE)
         if live:
-            end_one(tx, self.begun, "revoked by its holder", actor=self.actor)
+            event = grant_event(tx, self.seq, task, issuer)
+            end_one(tx, self.seq, event, "revoked by its holder", actor=self.actor)
         return live
 
 
@@ -236,8 +248,7 @@ class Interrupt:
             (tx.now, int(self.at_start)),
         ).fetchall()
         for seq, task, issuer in rows:
-            lost = Begun(seq, make_id("grt", epoch_in(tx, seq), seq), task, issuer, 0, 0, "")
-            end_one(tx, lost, "interrupted")
+            end_one(tx, seq, grant_event(tx, seq, task, issuer), "interrupted")
         if self.at_start:  # whatever another life of this process had taken in hand, or had put off
             tx.put("UPDATE external_grants SET next_try = ? WHERE state IN ('revoking', 'stuck')", (tx.now,))
         return len(rows)
@@ -245,15 +256,18 @@ class Interrupt:
 
 def end_one(
     tx: Tx,
-    begun: Begun,
+    grant: int,
+    event: Mapping[str, Any],
     why: str,
     *,
     handle: Mapping[str, str] | None = None,
     settled: bool = False,
     actor: str | None = None,
 ) -> None:
-    """From here on this grant must be ended at its backend, whatever was thought of it before."""
-    body: dict[str, Any] = {**begun.event(), "why": why}
+    """From here on the grant of this position must be ended at its backend, whatever was thought of it before. `event`
+    is what its events begin with.
+    """
+    body: dict[str, Any] = {**event, "why": why}
     if handle is not None:
         body["handle"] = dict(handle)
     if actor is not None:
@@ -268,12 +282,12 @@ def end_one(
             tx.now,
             int(settled),
             None if handle is None else orjson.dumps(dict(handle)).decode(),
-            begun.seq,
+            grant,
         ),
     )
     tx.put(
         "INSERT INTO task_events (task, seq) SELECT id, ? FROM tasks WHERE id = ? ON CONFLICT DO NOTHING",
-        (seq, begun.task),
+        (seq, event["task"]),
     )
 
 
@@ -313,6 +327,16 @@ _COMPARED = {
     Match.GRANT: "seq = CAST(CAST(? AS TEXT) AS BIGINT)",
     Match.RESOURCE: "audience = ?",
 }
+
+
+def _record_handle(tx: Tx, begun: Begun, asked: Asked, handle: Mapping[str, str]) -> None:
+    """What will find the credential, before it can exist."""
+    seq = tx.append("prepared", {**begun.event(), "handle": dict(handle)})
+    tell_task(tx, asked, seq)
+    tx.put(
+        "UPDATE external_grants SET handle = ? WHERE seq = ?",
+        (orjson.dumps(dict(handle)).decode(), begun.seq),
+    )
 
 
 def _state(tx: Tx, seq: int) -> GrantState:

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
-from broker.ledger import Tx, make_id
-from broker.ledger.commands.credentials import EXPIRES_ONLY
-from broker.ledger.epochs import epoch_in
+from broker.ledger import Tx
+from broker.ledger.commands.credentials import EXPIRES_ONLY, grant_event
 from broker.model import GrantState
 
 CLAIM_MS = 60_000
@@ -69,12 +69,13 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one try came to. `gone` None: nobody could tell, or nobody had to ask."""
+    """What one try came to. `gone` None: nobody could tell, or nobody had to ask. `by_itself`: see `issuers.Found`."""
 
     closed: bool = False
     gone: bool | None = None
     note: str | None = None
     problem: str | None = None
+    by_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class Settle:
 
     def _gone(self, tx: Tx, state: GrantState, task: str) -> GrantState:
         """Found gone: by itself when nothing was done to it, or nothing could be."""
-        by_itself = state is GrantState.LIVE or self.due.ending == EXPIRES_ONLY
+        by_itself = state is GrantState.LIVE or self.due.ending == EXPIRES_ONLY or self.look.by_itself
         found = GrantState.EXPIRED if by_itself else GrantState.REVOKED
         body = {**self._event(tx, task), "how": found.value}
         if self.look.note is not None:
@@ -151,9 +152,8 @@ class Settle:
     def _again(self, tx: Tx, at: int) -> None:
         tx.put("UPDATE external_grants SET next_try = ? WHERE seq = ?", (at, self.due.seq))
 
-    def _event(self, tx: Tx, task: str) -> dict[str, str | int]:
-        jti = make_id("grt", epoch_in(tx, self.due.seq), self.due.seq)
-        return {"jti": jti, "task": task, "issuer": self.due.issuer}
+    def _event(self, tx: Tx, task: str) -> dict[str, Any]:
+        return grant_event(tx, self.due.seq, task, self.due.issuer)
 
 
 @dataclass(frozen=True, slots=True)

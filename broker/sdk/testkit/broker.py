@@ -175,6 +175,12 @@ class FakeBroker:
                 return _problem(404, "not_found")
             case "GET", ["v1", "credentials", id_]:
                 return _json(200, self.secrets[id_])
+            case "POST", ["v1", "credentials", id_, "renew"] if self.secrets[id_]["state"] != "live":
+                return _problem(409, "conflict")
+            case "POST", ["v1", "credentials", id_, "renew"]:
+                lives = body.get("ttl_seconds", self.lifetime_s)
+                self.secrets[id_] |= {"expires_at": _rfc3339(self._now() // 1000 + lives)}
+                return _json(200, self.secrets[id_])
             case "POST", ["v1", "credentials", id_, "revoke"]:
                 self.secrets[id_] |= {"state": "revoked"}
                 return _json(200, self.secrets[id_])
@@ -190,6 +196,7 @@ class FakeBroker:
             "parameters": body.get("parameters", {}),
             "issuer": "fake",
             "ending": "revocable",
+            "renewable": True,
             "handle": {"name": f"fake-{seq}"},
             "seq": seq,
             "decision_id": f"dec_{self.feed.epoch}_{seq}",

@@ -12,11 +12,14 @@ from broker.errors import Conflict, NotFound
 from broker.ledger import Ledger
 from broker.ledger.archive import Archive, Archivist, InArchive, tile_path
 from broker.ledger.events import parse
+from broker.ledger.external_views import external_covered
 from broker.ledger.merkle import TILE_WIDTH
 from broker.ledger.proofs import Proofs
 from broker.ledger.report import Report
 from broker.ledger.verify import verify_event_proof, verify_store
+from broker.revocation import external_receipt
 from broker.stores import ledger_to_verify, open_ledger
+from broker.wire import Match
 from tests.kit import Broker, Home
 from tests.ledger.conformance.conftest import Store
 from tests.ledger.kit import Do, Note
@@ -101,6 +104,28 @@ def test_what_may_be_at_a_backend_keeps_its_events(made: Store, ledger: Ledger, 
     ledger.commit([Do(lambda tx: tx.execute("UPDATE external_grants SET next_try = NULL, gone = 1"))])
     assert runner.run(made.clock.now).stop == 768
     assert made.stored("SELECT count(*) FROM external_grants") == 0
+
+
+def test_what_a_kill_covered_is_counted_from_where_the_archive_ends_and_says_so(
+    made: Store, ledger: Ledger, tmp_path: Path
+) -> None:
+    filled(made, ledger)
+    insert = (
+        "INSERT INTO external_grants (seq, task, agent, resource, audience, issuer, ending, state, expires, settles,"
+        " next_try, over, gone, gone_seq) VALUES ({0}, 'tsk', 'bot', 'db', 'https://db', 'db', 'revocable', 'revoked',"
+        " 0, 0, NULL, 1, 1, 100000)"
+    )
+    ledger.commit([Do(lambda tx: [tx.execute(insert.format(seq)) for seq in (300, 900)])])
+    covered = [(Match.AGENT, "bot")]
+
+    def told() -> tuple[int, object]:
+        with ledger.read() as reader:
+            receipt = external_receipt(external_covered(reader, covered))
+        return receipt["made"], receipt.get("counted_from")
+
+    assert told() == (2, None)
+    assert archivist(ledger, made.proofs(ledger), Archive(tmp_path / "archive")).run(made.clock.now).stop == 768
+    assert told() == (1, 768)
 
 
 def test_an_interrupted_run_goes_on(
