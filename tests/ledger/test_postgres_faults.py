@@ -126,14 +126,11 @@ def test_while_nothing_can_be_looked_up_the_outcome_is_unknown(
     made: PostgresMade, proxy: Proxy, behind_proxy: PostgresLedger, what: str
 ) -> None:
     """All ways to the server turn into black holes; when they open again, the answer to the past is found first."""
-    proxy.on_commit = what
-    hole = threading.Thread(target=_silent_after_commit, args=(proxy,))
-    hole.start()
+    proxy.on_commit, proxy.then_silent = what, True
     started = time.monotonic()
     with pytest.raises(OutcomeUnknown):
         behind_proxy.commit([Note("in doubt")])
     assert time.monotonic() - started < 2 * ANSWERS_WITHIN_S
-    hole.join()
     with pytest.raises(LedgerUnavailable) as caught:
         behind_proxy.commit([Note("not this one")], priority=True)
     assert not isinstance(caught.value, OutcomeUnknown)
@@ -148,12 +145,9 @@ def test_while_nothing_can_be_looked_up_the_outcome_is_unknown(
 def test_what_was_issued_without_anybody_knowing_is_recorded_as_failed(
     made: PostgresMade, proxy: Proxy, behind_proxy: PostgresLedger
 ) -> None:
-    proxy.on_commit = "lose_answer"
-    hole = threading.Thread(target=_silent_after_commit, args=(proxy,))
-    hole.start()
+    proxy.on_commit, proxy.then_silent = "lose_answer", True
     with pytest.raises(OutcomeUnknown):
         behind_proxy.commit([Note("in doubt"), issue(made, "one"), issue(made, "one"), issue(made, "two")])
-    hole.join()
     proxy.silent = False
     proxy.cut()
     eventually(behind_proxy, "after")
@@ -178,14 +172,6 @@ def issue(made: PostgresMade, jti: str) -> Issue:
     workload = Workload("idp", "oidc", proof.issuer, "bot", {}, proof.expires, proof)
     asked = Asked("bot", "team", workload, None, Ask("invoices", ("invoices:read",)))
     return Issue(asked, Verdict("automatic", ["reads"], "", ""), "https://invoices.example.com", 300_000)
-
-
-def _silent_after_commit(proxy: Proxy) -> None:
-    seen, deadline = proxy.commits_seen, time.monotonic() + 10
-    while proxy.commits_seen == seen and time.monotonic() < deadline:
-        time.sleep(0.0005)
-    time.sleep(0.05)  # the request that is to arrive has arrived
-    proxy.silent = True
 
 
 # --- The server -------------------------------------------------------------------------------------------------------
