@@ -15,6 +15,7 @@ import structlog
 from broker.config import Config
 from broker.errors import ConfigurationInvalid
 from broker.issuing import Issuers, Surroundings, backends_of, open_issuers, settings_problems, signs_in_threads
+from broker.keys import Keyring
 from broker.ledger import LedgerStopped, LedgerUnavailable, Now, OpenLedger
 from broker.ledger.archive import Archive, Archivist
 from broker.ledger.kept import Kept
@@ -103,6 +104,7 @@ class _Ground:
     ledger: OpenLedger
     writer: Writer
     rules: RulesInForce
+    keyring: Keyring
     feed: Feed | None
     signals: Signals
     watch: _Watch
@@ -124,13 +126,20 @@ class _Ground:
 
 
 def _lay_ground(config: Config, *, role: Role, now: Now, name: str) -> _Ground:
+    spans = Spans.to(config.tracing.endpoint, version=program_version())
+    signals, metrics = signals_of(config), Metrics()
     ledger = open_ledger(config, now=now, keeps=Role.CONTROL in role)
     now = ledger.clock
+    try:
+        keyring = keyring_of(config, ledger, now=_ledger_time(ledger, now), observe=metrics.vault_asked)
+    except ConfigurationInvalid:
+        ledger.close()
+        raise
+    metrics.follow(vault_away=lambda: keyring.away() is not None, signals_lost=lambda: signals.lost)
     rules = RulesInForce(ledger=ledger)
-    readiness = Readiness(ledger=ledger, rules=rules, now=now)
+    readiness = Readiness(ledger=ledger, rules=rules, away=keyring.away, lost=lambda: signals.lost, now=now)
     reports = Reports(config.ledger.side_file(".metrics"))
-    spans = Spans.to(config.tracing.endpoint, version=program_version())
-    watch = _Watch(name or (role.name or "all").lower(), Metrics(), reports, readiness, spans, now)
+    watch = _Watch(name or (role.name or "all").lower(), metrics, reports, readiness, spans, now)
     feed: Feed | None = None
     loop = asyncio.get_running_loop()
     unusable: asyncio.Future[LedgerStopped] = loop.create_future()
@@ -144,9 +153,8 @@ def _lay_ground(config: Config, *, role: Role, now: Now, name: str) -> _Ground:
             unusable.set_result(why)
 
     writer = Writer(ledger=ledger, loop=loop, on_commit=committed, on_stop=stopped, observe=watch.wrote)
-    signals = signals_of(config)
     feed = Feed(ledger=ledger, writer=writer, now=now, tell=signals.tell) if Role.CONTROL in role else None
-    return _Ground(ledger, writer, rules, feed, signals, watch, unusable, now)
+    return _Ground(ledger, writer, rules, keyring, feed, signals, watch, unusable, now)
 
 
 @asynccontextmanager
@@ -193,8 +201,7 @@ async def running(
 
 def _assemble(config: Config, ground: _Ground, *, role: Role, issuers: Issuers) -> Process:
     ledger, writer, rules, feed, watch = ground.ledger, ground.writer, ground.rules, ground.feed, ground.watch
-    iss, host_now, now = config.issuer, ground.now, _ledger_time(ledger, ground.now)
-    keyring = keyring_of(config, ledger, now=now)
+    iss, host_now, now, keyring = config.issuer, ground.now, _ledger_time(ledger, ground.now), ground.keyring
     refusals = Refusals(now=now, observe=watch.metrics.refused)
     stops = Stops.open(config.ledger.side_file(".stops"))
     spool = Spool.open(config.ledger.side_file(".spool")) if feed is not None else None
@@ -233,6 +240,7 @@ def _assemble(config: Config, ground: _Ground, *, role: Role, issuers: Issuers) 
             writer=writer,
             steps=Steps(task_facts=facts, stops=stops, now=now, tokens=True),
             issuer=AccessTokenIssuer(iss=iss, sign_all=keyring.sign_all),
+            prepare=keyring.prepare,
             refusals=refusals,
             iss=iss,
             token_endpoint=f"{iss}/oauth2/token",
@@ -365,6 +373,7 @@ def _chores(config: Config, process: Process, role: Role) -> list[Chore]:
         Chore("fetch_keys", 5.0, chores.fetch_keys),
         Chore("follow_rules", 0.5, chores.follow_rules),
         Chore("learn_keys", 1.0, process.keyring.learn),
+        Chore("probe_vault", 1.0, process.keyring.probe),
     ]
     if Role.CONTROL in role or reconciler.keeps:
         every.append(Chore("end_secrets", 0.2, reconciler.turn))

@@ -236,7 +236,9 @@ def _readiness(base: str, get: Callable[[str], tuple[int, bytes]]) -> Finding:
         reasons = "; ".join(reason["detail"] for reason in given) or f"answered {status}"
         advice = " ".join(dict.fromkeys(reason["next"] for reason in given))
     except (ValueError, LookupError, TypeError):
-        reasons, advice = f"answered {status}", "Its log says more."
+        given, reasons, advice = [], f"answered {status}", "Its log says more."
+    if status == 200 and given:
+        return Finding("readiness", "warning", f"{base} issues credentials, degraded: {reasons}", advice)
     if status == 200:
         return Finding("readiness", "ok", f"{base} issues credentials")
     return Finding("readiness", "wrong", f"{base}: {reasons}", advice)

@@ -11,13 +11,14 @@ all, commit all in one transaction, mint all. A failing request fails alone. The
  6. decide                 what no policy permits, what lies outside the reviewed boundary, any error in a policy
  7. approval               what needs a human first
  8. commit                 a kill, hold, reload or task's end that came first; a proof spent twice; an unwritable ledger
+                           (before it, a signing key out of reach: of what could not be signed nothing is written)
  9. mint                   a credential that the ledger does not know
 10. check what was minted  a credential that differs from its commit
 11. answer                 (`web.token`)
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -74,6 +75,7 @@ class Issuance:
         writer: Writer,
         steps: Steps,
         issuer: TokenIssuer,
+        prepare: Callable[[], Awaitable[None]],
         refusals: Refusals,
         iss: str,
         token_endpoint: str,
@@ -81,10 +83,12 @@ class Issuance:
         now: Callable[[], int],
         observe: Callable[[Sequence[TokenRequest], Sequence[TokenAnswer | Exception], float], None] | None = None,
     ) -> None:
+        """`prepare` raises Unavailable when what is committed now could not be signed."""
         self._rules = rules
         self._writer = writer
         self._steps = steps
         self._issuer = issuer
+        self._prepare = prepare
         self._refusals = refusals
         # rfc7523bis: a client assertion names the issuer and nothing else; a grant may name the endpoint instead.
         self._audiences = {"client_credentials": frozenset({iss}), "jwt_bearer": frozenset({iss, token_endpoint})}
@@ -137,6 +141,7 @@ class Issuance:
             for step in (self._authenticate, self._map, self._steps.load_task, self._steps.narrow):  # 2, 3, 4, 5
                 _each(step, rules, waiting)
             self._steps.decide(rules, [case for case in waiting if case.open])  # 6
+            await self._see_to_the_key([case for case in waiting if case.open and not case.gates])
             if await self._commit(rules, [case for case in waiting if case.result is None]):  # 7, 8
                 await self._rules.catch_up()
         await self._mint([case for case in cases if case.issued is not None])  # 9, 10
@@ -176,6 +181,14 @@ class Issuance:
                     next="Send no client_id.",
                 ),
             )
+
+    async def _see_to_the_key(self, cases: Sequence[_Case]) -> None:
+        """Before 8: refuse what could not be signed while no proof is spent for it."""
+        try:
+            await self._prepare()
+        except Unavailable as error:
+            for case in cases:
+                case.result = error
 
     async def _commit(self, rules: Rules, cases: Sequence[_Case]) -> bool:
         """7, 8: one ledger batch; every guard is read again inside it. True when some must be decided again."""
