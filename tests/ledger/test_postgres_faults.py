@@ -6,15 +6,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 
-from broker.ledger import LedgerNotOpened, LedgerUnavailable, OutcomeUnknown
+from broker.ledger import LedgerNotOpened, LedgerUnavailable, OutcomeUnknown, postgres_schema
 from broker.ledger.commands.issue import Asked, Issue, Verdict
 from broker.ledger.events import parse
 from broker.ledger.postgres import PostgresLedger
+from broker.ledger.postgres_audit import PostgresStore
+from broker.ledger.transfer import LedgerUnsound, ensure_sound, export_ledger
 from broker.model import Ask, Proof, Workload
+from tests.invariants import next_version
 from tests.ledger.kit import Note, count
 from tests.ledger.postgres import PostgresMade
 from tests.postgres import Server, server_or_skip
@@ -394,8 +398,6 @@ def test_what_is_no_ledger_of_ours_is_refused(made: PostgresMade) -> None:
 def test_brokers_of_this_and_the_version_before_share_one_schema(
     made: PostgresMade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from broker.ledger import postgres_schema
-
     before = made.open()
     before.commit([Note("before")])
     known = postgres_schema.migrations()
@@ -411,9 +413,35 @@ def test_brokers_of_this_and_the_version_before_share_one_schema(
         after = made.open()
         assert after.commit([Note("after")]) == [2]
         is_sound(made)
+        assert made.verify().findings == []
     assert before.commit([Note("still there")]) == [3]
     assert made.open().commit([Note("started anew")]) == [4]
     assert after.commit([Note("beside it")]) == [5]
     made.behind(f"UPDATE ledger_schema SET version = {version + 2}, serves_from = {version + 1}")
     with pytest.raises(LedgerNotOpened, match="knows versions up to"):
         made.open()
+
+
+def test_an_audit_by_the_version_before_says_what_it_cannot_check(
+    made: PostgresMade, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as newer:
+        later = (next_version.version() + 1, next_version.MIGRATION)
+        newer.setattr(postgres_schema, "migrations", lambda: [*next_version.migrations(), later])
+        PostgresLedger.upgrade(made.url)
+    report = made.verify()
+    assert report.sound
+    assert [(found.code, found.warning) for found in report.findings] == [("schema_newer", True)]
+    store = PostgresStore(made.url, "the test's database")
+    for use in (
+        lambda: ensure_sound(store, "It"),
+        lambda: export_ledger(store, tmp_path / "copy", open_key=lambda *_: b""),
+    ):
+        with pytest.raises(LedgerUnsound, match="newer program"):
+            use()
+    made.behind("CREATE RULE quiet AS ON DELETE TO later DO INSTEAD NOTHING")
+    assert not made.verify().sound, "no migration makes rules"
+    made.behind("DROP RULE quiet ON later")
+    assert made.verify().sound
+    made.behind("DROP INDEX tasks_due")
+    assert not made.verify().sound, "what this program knows must be there"
