@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -30,6 +31,7 @@ from broker.service.issuance import TokenAnswer
 from broker.service.reconciler import Reconciler
 from broker.service.steps import Steps
 from broker.service.task_facts import TaskFactsReader
+from broker.service.traced import TracedIssuance
 from broker.signals import Signals
 from broker.signals.attempts import Attempts
 from broker.startup import Entry, Process, Role, begin, program_version
@@ -79,12 +81,9 @@ class _Watch:
         )
         return Exposition(process=self.name, metrics=self.metrics, reports=self.reports, facts=facts, now=self.now)
 
-    def answered(
-        self, requests: Sequence[TokenRequest], answers: Sequence[TokenAnswer | Exception], seconds: float
-    ) -> None:
+    def answered(self, _: Sequence[TokenRequest], answers: Sequence[TokenAnswer | Exception], seconds: float) -> None:
         """The token endpoint's account of one batch."""
         self.metrics.token_batch(answers, seconds)
-        self.spans.token_batch(requests, answers, seconds)
 
     def wrote(self, commands: int, seconds: float, failed: bool, waiting: int) -> None:  # noqa: FBT001  (a callback)
         """The writer's account of one batch."""
@@ -235,7 +234,7 @@ def _assemble(config: Config, ground: _Ground, *, role: Role, issuers: Issuers) 
             now=now,
             host_now=host_now,
         ),
-        issuance=Issuance(
+        issuance=(partial(TracedIssuance, spans=watch.spans) if watch.spans.exported else Issuance)(
             rules=rules,
             writer=writer,
             steps=Steps(task_facts=facts, stops=stops, now=now, tokens=True),

@@ -8,9 +8,10 @@ counts, outcomes and ids of decisions, never what was asked or issued.
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import structlog
@@ -19,6 +20,8 @@ from broker.errors import ConfigurationInvalid
 
 _WELL_FORMED = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _SAMPLED = 1
+_NO_EXCEPTIONS = MappingProxyType({"record_exception": False, "set_status_on_exception": False})
+"""What an exception says may hold what was asked."""
 _current: ContextVar[str | None] = ContextVar("traceparent", default=None)
 
 
@@ -81,25 +84,45 @@ class Spans:
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
         return cls(provider)
 
-    def token_batch(self, requests: Sequence[Traced], answers: Sequence[object], seconds: float) -> None:
-        """A batch was answered: one span for it, and one in the trace of each request that is sampled."""
+    @property
+    def exported(self) -> bool:
+        """Whether anybody gets them."""
+        return self._tracer is not None
+
+    @contextmanager
+    def token_batch(self, requests: Sequence[Traced]) -> Iterator[Callable[[Sequence[object]], None]]:
+        """A batch of token requests: one span for it, and one in the trace of each request that is sampled, once the
+        answers are told.
+        """
         if self._tracer is None:
+            yield lambda _: None
             return
+        began = time.time_ns()
+        with self._tracer.start_as_current_span("taskpass.token_batch", **_NO_EXCEPTIONS) as whole:
+            whole.set_attribute("taskpass.requests", len(requests))
+            yield lambda answers: self._tokens(requests, answers, whole.get_span_context(), began)
+
+    def _tokens(self, requests: Sequence[Traced], answers: Sequence[object], batch: Any, began: int) -> None:  # noqa: ANN401
         from opentelemetry.trace import Link
 
-        ended = time.time_ns()
-        began = ended - int(seconds * 1e9)
-        whole = self._tracer.start_span("taskpass.token_batch", start_time=began)
-        whole.set_attribute("taskpass.requests", len(requests))
-        whole.end(ended)
+        assert self._tracer is not None
         for request, answer in zip(requests, answers, strict=True):
             if request.traceparent is not None and _is_sampled(request.traceparent):
-                link = Link(whole.get_span_context())
                 context = _remote(request.traceparent)
-                span = self._tracer.start_span("taskpass.token", context=context, start_time=began, links=[link])
+                span = self._tracer.start_span("taskpass.token", context, start_time=began, links=[Link(batch)])
                 span.set_attribute("taskpass.decision", str(getattr(answer, "decision_id", None) or ""))
                 span.set_attribute("taskpass.issued", not isinstance(answer, Exception))
-                span.end(ended)
+                span.end()
+
+    @contextmanager
+    def stage(self, name: str, requests: int) -> Iterator[None]:
+        """A span around a part of a batch, of so many requests."""
+        if self._tracer is None:
+            yield
+            return
+        with self._tracer.start_as_current_span(f"taskpass.{name}", **_NO_EXCEPTIONS) as span:
+            span.set_attribute("taskpass.requests", requests)
+            yield
 
     def commit(self, commands: int, seconds: float, *, failed: bool) -> None:
         """The writer was with its store for `seconds`. From its thread."""
@@ -119,9 +142,7 @@ class Spans:
             return
         trace = current()
         context = _remote(trace) if trace is not None else None
-        with self._tracer.start_as_current_span(
-            f"taskpass.{name}", context=context, record_exception=False, set_status_on_exception=False
-        ):
+        with self._tracer.start_as_current_span(f"taskpass.{name}", context=context, **_NO_EXCEPTIONS):
             yield
 
     def close(self) -> None:
