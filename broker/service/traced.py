@@ -1,4 +1,4 @@
-"""Issuance with a span for each batch and for each of its stages. A broker without tracing has none of this in its way."""
+"""Issuance with a span for each batch and for each of its stages. A broker without tracing has none of this."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,5 @@
-"""Traces: whose request something was, by the W3C `traceparent` that came with it, and spans for who wants them.
+"""Traces: whose request something was, by its id and the W3C `traceparent` that came with it, and spans for who wants
+them.
 
 A well-formed `traceparent` is kept in the events that its request causes, whether spans are exported or not: with it
 the ledger and anybody's traces tell one story. Anything else in that header is as if it were not there. Spans carry
@@ -19,6 +20,7 @@ import structlog
 from broker.errors import ConfigurationInvalid
 
 _WELL_FORMED = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_SANE_ID = re.compile(rb"[A-Za-z0-9_][A-Za-z0-9_.:=-]{0,63}")
 _SAMPLED = 1
 _NO_EXCEPTIONS = MappingProxyType({"record_exception": False, "set_status_on_exception": False})
 """What an exception says may hold what was asked."""
@@ -27,23 +29,43 @@ _current: ContextVar[str | None] = ContextVar("traceparent", default=None)
 
 def traceparent_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """The one well-formed `traceparent` among the headers of a request, or None."""
+    return _only(b"traceparent", headers, _WELL_FORMED)
+
+
+def request_id_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The id that a request was given by whoever sent it: its one sane `X-Request-Id`, or None."""
+    return _only(b"x-request-id", headers, _SANE_ID)
+
+
+def new_request_id() -> str:
+    """An id for a request that has none: it joins the answer to the log."""
+    return f"req_{secrets.token_hex(8)}"
+
+
+def _only(wanted: bytes, headers: Iterable[tuple[bytes, bytes]], form: re.Pattern[bytes]) -> str | None:
     found: bytes | None = None
     for name, value in headers:
-        if name == b"traceparent":
+        if name == wanted:
             if found is not None:
                 return None
             found = value
-    return found.decode() if found is not None and _WELL_FORMED.fullmatch(found) else None
+    return found.decode() if found is not None and form.fullmatch(found) else None
 
 
-def enter(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """A request begins: what is logged and committed for it from here on can be told to be of it."""
-    trace = traceparent_in(headers)
+def enter(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """A request begins: what is logged and committed for it from here on can be told to be of it. Its id."""
+    trace, request_id = traceparent_in(headers), request_id_in(headers) or new_request_id()
     _current.set(trace)
     structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(request_id=f"req_{secrets.token_hex(8)}")
+    structlog.contextvars.bind_contextvars(request_id=request_id)
     if trace is not None:
         structlog.contextvars.bind_contextvars(traceparent=trace)
+    return request_id
+
+
+def entered() -> str:
+    """The id of the request that is being answered."""
+    return str(structlog.contextvars.get_contextvars().get("request_id") or new_request_id())
 
 
 def current() -> str | None:

@@ -11,14 +11,19 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from broker.service.issuance import TokenAnswer
+from broker.telemetry.tracing import request_id_in
 from broker.web.connections import BoundedProtocol
-from broker.web.token import HEADERS, PATH, TokenEndpoint, granted
+from broker.web.token import HEADERS, PATH, TokenEndpoint, granted, named
 
 _PATH: Final = PATH.encode()
 
 
 def _head(status: int, headers: Any) -> bytes:  # noqa: ANN401  (pairs of bytes)
-    return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % pair for pair in headers)
+    return STATUS_LINE[status] + _lines(headers)
+
+
+def _lines(headers: Any) -> bytes:  # noqa: ANN401  (pairs of bytes)
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers])
 
 
 _GRANTED: Final = _head(200, HEADERS)
@@ -95,6 +100,7 @@ class Exchange:
         "_body",
         "_connection",
         "_endpoint",
+        "_request_id",
         "disconnected",
         "keep_alive",
         "more_body",
@@ -108,6 +114,7 @@ class Exchange:
         self._endpoint = endpoint
         self._body: bytes | None = b""
         self._address: str | None = None
+        self._request_id: str | None = None
         self.more_body = True
         self.keep_alive = keep_alive  # cleared by the connection when the server stops
         self.disconnected = False  # set by the connection
@@ -122,6 +129,7 @@ class Exchange:
         """The request is whole: read it and hand it over."""
         self.more_body = False
         self._address = self._connection.address_of(headers)
+        self._request_id = request_id_in(headers)
         try:
             self._endpoint.admit(self._address)
             request = self._endpoint.read(headers, self._body)
@@ -131,9 +139,9 @@ class Exchange:
 
     def _answer(self, answer: TokenAnswer | Exception) -> None:
         if not isinstance(answer, Exception):
-            self._write(_GRANTED, granted(answer))
+            self._write(_GRANTED + _lines(named(self._request_id)), granted(answer))
             return
-        response = self._endpoint.refusal(answer, self._address)
+        response = self._endpoint.refusal(answer, self._address, self._request_id)
         headers = [pair for pair in response.raw_headers if pair[0] != b"content-length"]
         self._write(_head(response.status_code, headers), bytes(response.body))
 

@@ -94,6 +94,24 @@ def test_log_lines_carry_the_id_that_the_answer_names(shared: Broker):
     assert again.json()["request_id"] != answer.json()["request_id"]
 
 
+def test_every_other_answer_names_its_request(shared: Broker):
+    for path in ("/livez", "/oauth2/jwks", "/readyz", "/no/such/path", "/v1/whoami"):
+        first, second = (shared.get(path).headers.get_list("x-request-id") for _ in range(2))
+        assert len(first) == len(second) == 1, path
+        assert first != second
+    given = {"x-request-id": "edge-7:42"}
+    whoami = shared.get("/v1/whoami", by="operator", headers=given)
+    assert (whoami.status_code, whoami.headers.get_list("x-request-id")) == (200, ["edge-7:42"])
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        answer = shared.get("/v1/tasks/nothing", by="operator", headers=given)
+    assert answer.json()["request_id"] == "edge-7:42"
+    assert [line["request_id"] for line in lines if line["event"] == "refused"] == ["edge-7:42"]
+    form = {"token": "x", "client_assertion": "a.b.c", "client_assertion_type": "nonsense"}
+    refused = shared.form("/oauth2/introspect", form, headers=given)
+    assert refused.json()["request_id"] == "edge-7:42"
+    assert refused.headers.get_list("x-request-id") == ["edge-7:42"]
+
+
 # --- Spans ------------------------------------------------------------------------------------------------------------
 
 
