@@ -12,7 +12,7 @@ class Proxy:
     """Forwards `port` (its own, on loopback) to `target`. Its attributes may be changed at any time."""
 
     def __init__(self, target: int, *, commit: bytes = COMMIT) -> None:
-        self._target = target
+        self.target = target  # of new connections
         self.commit = commit  # what only the message in question holds
         self.delay_s = 0.0  # before anything is passed on, either way
         self.silent = False  # everything is taken, and nothing is passed on: a black hole for all connections
@@ -46,7 +46,7 @@ class Proxy:
             with suppress(OSError):
                 client, _ = self._listening.accept()
                 try:
-                    server = socket.create_connection(("127.0.0.1", self._target))
+                    server = socket.create_connection(("127.0.0.1", self.target))
                 except OSError:
                     client.close()
                     continue

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +155,10 @@ async def load(client: Client, seed: int) -> None:
             await client.token(dice.choice(AGENTS[2:]))
         except httpx2.HTTPError:
             await asyncio.sleep(0.1)
+
+
+async def made_durable(client: Client, kill_id: str) -> bool:
+    with suppress(httpx2.HTTPError):
+        answer = await client.operate("GET", f"/v1/kills/{kill_id}")
+        return answer.status_code == 200 and answer.json()["durable"]
+    return False

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from secrets import token_hex
 
@@ -19,7 +19,18 @@ from broker.ledger.commands.guards import mark_of
 from broker.model import Proof
 from tests.invariants.checker import Event, Transcript
 from tests.invariants.child import CLOCK_IS_OURS_ALONE, CLOCK_OFFSET_MS
-from tests.invariants.cluster import Balanced, Clients, Cluster, load, receipt_at, refuses, sound, token_of, verifier_of
+from tests.invariants.cluster import (
+    Balanced,
+    Clients,
+    Cluster,
+    load,
+    made_durable,
+    receipt_at,
+    refuses,
+    sound,
+    token_of,
+    verifier_of,
+)
 from tests.invariants.kit import IDP, Child, Client, child, children_of
 from tests.invariants.test_race import Run
 from tests.invariants.test_serve import until
@@ -248,13 +259,6 @@ async def slowest(url: str, *, for_s: float) -> float:
             worst = max(worst, time.monotonic() - asked)
             await asyncio.sleep(0.02)
     return worst
-
-
-async def made_durable(client: Client, kill_id: str) -> bool:
-    with suppress(httpx2.HTTPError):
-        answer = await client.operate("GET", f"/v1/kills/{kill_id}")
-        return answer.status_code == 200 and answer.json()["durable"]
-    return False
 
 
 # --- Three at once ----------------------------------------------------------------------------------------------------
