@@ -30,7 +30,9 @@ def test_every_row_is_whole_and_names_a_test_that_exists(row: list[str]) -> None
     assert all(row)
     for test in re.findall(r"`([^`]+)`", row[5]):
         path, _, name = test.partition("::")
+        name, _, case = name.removesuffix("]").partition("[")
         assert name in names_in(path)
+        assert not case or f'"{case}"' in (ROOT / path).read_text()
 
 
 def test_every_alert_and_code_exists() -> None:
