@@ -36,7 +36,7 @@ from broker.signals import Signals
 from broker.signals.attempts import Attempts
 from broker.startup import Entry, Process, Role, begin, program_version
 from broker.stops import Stops
-from broker.stores import keyring_of, open_ledger, secret_in, shelves_of, signals_of, wall_clock
+from broker.stores import keyring_of, ledger_file, open_ledger, secret_in, shelves_of, signals_of, wall_clock
 from broker.telemetry.metrics import Metrics
 from broker.telemetry.reports import EVERY_S, Reports
 from broker.telemetry.tracing import Spans
@@ -173,7 +173,8 @@ async def running(
         await asyncio.to_thread(watch.spans.close)
         ledger.close()
         raise
-    entry = Entry(process, role=role, alone=config.ledger.url is None, now=ground.now)
+    alone, file = config.ledger.url is None, ledger_file(config)
+    entry = Entry(process, role=role, alone=alone, file=file, now=ground.now)
     chores = [*_chores(config, process, role), Chore("entry", 1.0, entry.make), Chore("look", 1.0, ground.look)]
     chores += [] if Role.CONTROL in role else [Chore("report", EVERY_S, watch.report)]
     upkeep = Upkeep(chores, failed=watch.metrics.chore_failed)

@@ -1,9 +1,8 @@
 """`taskpass doctor`: everything that can be looked at from here, each with what is wrong and what to do."""
 
-import os
 import stat
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,8 @@ import click
 
 from broker.cli.context import Context, configuration_file
 from broker.cli.errors import DONE, FAILED, Failure
+from broker.cli.findings import Finding
+from broker.cli.ledger_findings import of_ledger
 from broker.cli.options import command
 from broker.cli.output import Output
 from broker.cli.text import clean
@@ -20,16 +21,6 @@ if TYPE_CHECKING:
     from broker.config import Config
 
 _COLORS = {"ok": "green", "warning": "yellow", "wrong": "red", "skipped": "white"}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One look: `ok`, `warning`, `wrong` or `skipped`, what was seen, and what to do about it."""
-
-    check: str
-    state: str
-    detail: str
-    fix: str | None = None
 
 
 @command(short_help="Find out what is wrong, and what to do about it.")
@@ -71,7 +62,7 @@ def _look(path: Path) -> Iterator[Finding]:
         yield from _registry(config)
         yield from _policies(config)
         yield from _keys(config)
-        yield from _ledger(config)
+        yield from of_ledger(config)
     yield from _broker()
     yield from _identity()
 
@@ -176,36 +167,6 @@ def _keys(config: "Config") -> Iterator[Finding]:
             yield Finding(
                 "private key", "warning", f"{path} lies beside the broker", "Hand it to its holder, and remove it here."
             )
-
-
-def _ledger(config: "Config") -> Iterator[Finding]:
-    if config.ledger.url is not None:
-        yield _database(config)
-        return
-    path = config.ledger.path
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        yield Finding(
-            "ledger", "wrong", f"{path.parent} is no directory that can be written", f"mkdir -m 700 {path.parent}"
-        )
-    elif not path.exists():
-        yield Finding("ledger", "wrong", f"there is none at {path}", "Create it, once: taskpass ledger create")
-    elif path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        yield Finding("ledger", "warning", f"{path} is open to others", f"chmod 600 {path}*")
-    else:
-        yield Finding("ledger", "ok", f"{path}, {path.stat().st_size >> 10} KiB; `taskpass ledger verify` audits it")
-
-
-def _database(config: "Config") -> Finding:
-    from broker.errors import TaskpassError
-    from broker.stores import ledger_place, open_ledger
-
-    try:
-        ledger = open_ledger(config)
-    except TaskpassError as error:
-        return Finding("ledger", "wrong", str(error), error.next or "Is the server up, and the URL right?")
-    head = ledger.head
-    ledger.close()
-    return Finding("ledger", "ok", f"{ledger_place(config)}, {head.size} events; `taskpass ledger verify` audits it")
 
 
 def _broker() -> Iterator[Finding]:
