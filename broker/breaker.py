@@ -1,5 +1,6 @@
 """Not relying on what is known to be away: a breaker goes by how the last call ended, and by whether one hangs."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ class Breaker:
         self._observe = observe
         self._clock = clock
         self._failed = False
-        self._last = clock()
+        self._last = -math.inf
         self._running: dict[object, float] = {}  # call -> since when, the oldest first
 
     @property
@@ -34,7 +35,7 @@ class Breaker:
         return self._failed or (oldest is not None and self._clock() - oldest > self._patience_s)
 
     def quiet_for(self, seconds: float) -> bool:
-        """Whether nothing was heard of the other side for so long, and nobody is asking it now."""
+        """Whether nothing was heard of the other side for so long, or ever, and nobody is asking it now."""
         return not self._running and self._clock() - self._last >= seconds
 
     @contextmanager

@@ -12,12 +12,14 @@ from pydantic import SecretStr
 from broker.app import Role
 from broker.errors import ConfigurationInvalid, Unavailable
 from broker.jose import Profile, load_jwks, parse, verify
+from broker.keys import Keyring
 from broker.keystore import reseal, sealer_of, transit_of
 from broker.ledger.commands.admin import IN_TRANSIT
 from broker.sealing import KeySealer
 from broker.sections import TransitSection
 from broker.stores import create, open_ledger
 from tests.kit import INVOICES, Broker, Home
+from tests.signals.test_conformance import until
 from tests.transit import KEY, Engine, bao_or_skip, engine
 
 real = pytest.mark.bao
@@ -257,9 +259,19 @@ def signing_there(home: Home, start: Any, vault: Engine) -> Broker:
     return running
 
 
-def probe(running: Broker) -> None:
+@pytest.fixture(autouse=True)
+def _chores_do_not_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a test takes: it says when."""
+
+    async def later(_: Keyring) -> None:
+        pass
+
+    monkeypatch.setattr(Keyring, "probe", later)
+
+
+def probe(running: Broker, *, now: Any = Keyring.probe) -> None:
     """What a chore does every second."""
-    running.run(running.process.keyring.probe())
+    running.run(now(running.process.keyring))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -302,11 +314,22 @@ def test_after_a_failure_nothing_is_written_until_the_vault_signs_again(home, st
     assert checked(running, token), "the same proof of identity, at last"
 
 
+def test_a_chore_asks_until_it_signs_again(home, start, vault, monkeypatch):
+    monkeypatch.undo()  # it does probe here
+    running = signing_there(home, start, vault)
+    vault.fault = "sealed"
+    assert running.token().status_code == 503
+    vault.fault = ""
+    running.run(until(lambda: not running.process.app.state.ready()))
+    assert running.granted()
+
+
 def test_a_broker_that_nobody_asks_finds_out_by_itself(home, start, vault, monkeypatch):
     running = signing_there(home, start, vault)
+    probe(running)
     calls = len(vault.calls)
     probe(running)
-    assert len(vault.calls) == calls, "it signed a moment ago, or was just started"
+    assert len(vault.calls) == calls, "it signed a moment ago"
     monkeypatch.setattr("broker.keys._ASK_AFTER_S", 0.0)
     probe(running)
     assert vault.calls[calls:] == ["sign"]
