@@ -9,12 +9,14 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
 from broker.config import Config
 from broker.errors import ConfigurationInvalid
 from broker.issuing import Issuers, Surroundings, backends_of, open_issuers, settings_problems, signs_in_threads
+from broker.keys import Keyring
 from broker.ledger import LedgerStopped, LedgerUnavailable, Now, OpenLedger
 from broker.ledger.archive import Archive, Archivist
 from broker.ledger.kept import Kept
@@ -40,11 +42,12 @@ from broker.service.issuance import TokenAnswer
 from broker.service.reconciler import Reconciler
 from broker.service.steps import Steps
 from broker.service.task_facts import TaskFactsReader
+from broker.service.traced import TracedIssuance
 from broker.signals import Signals
 from broker.signals.attempts import Attempts
 from broker.startup import Entry, Process, Role, begin, program_version
 from broker.stops import Stops
-from broker.stores import keyring_of, open_ledger, secret_in, shelves_of, signals_of, wall_clock
+from broker.stores import keyring_of, ledger_file, open_ledger, secret_in, shelves_of, signals_of, wall_clock
 from broker.telemetry.metrics import Metrics
 from broker.telemetry.reports import EVERY_S, Reports
 from broker.telemetry.tracing import Spans
@@ -89,12 +92,9 @@ class _Watch:
         )
         return Exposition(process=self.name, metrics=self.metrics, reports=self.reports, facts=facts, now=self.now)
 
-    def answered(
-        self, requests: Sequence[TokenRequest], answers: Sequence[TokenAnswer | Exception], seconds: float
-    ) -> None:
+    def answered(self, _: Sequence[TokenRequest], answers: Sequence[TokenAnswer | Exception], seconds: float) -> None:
         """The token endpoint's account of one batch."""
         self.metrics.token_batch(answers, seconds)
-        self.spans.token_batch(requests, answers, seconds)
 
     def wrote(self, commands: int, seconds: float, failed: bool, waiting: int) -> None:  # noqa: FBT001  (a callback)
         """The writer's account of one batch."""
@@ -114,6 +114,7 @@ class _Ground:
     ledger: OpenLedger
     writer: Writer
     rules: RulesInForce
+    keyring: Keyring
     feed: Feed | None
     signals: Signals
     watch: _Watch
@@ -135,13 +136,20 @@ class _Ground:
 
 
 def _lay_ground(config: Config, *, role: Role, now: Now, name: str) -> _Ground:
+    spans = Spans.to(config.tracing.endpoint, version=program_version())
+    signals, metrics = signals_of(config), Metrics()
     ledger = open_ledger(config, now=now, keeps=Role.CONTROL in role)
     now = ledger.clock
+    try:
+        keyring = keyring_of(config, ledger, now=_ledger_time(ledger, now), observe=metrics.vault_asked)
+    except ConfigurationInvalid:
+        ledger.close()
+        raise
+    metrics.follow(vault_away=lambda: keyring.away() is not None, signals_lost=lambda: signals.lost)
     rules = RulesInForce(ledger=ledger)
-    readiness = Readiness(ledger=ledger, rules=rules, now=now)
+    readiness = Readiness(ledger=ledger, rules=rules, away=keyring.away, lost=lambda: signals.lost, now=now)
     reports = Reports(config.ledger.side_file(".metrics"))
-    spans = Spans.to(config.tracing.endpoint, version=program_version())
-    watch = _Watch(name or (role.name or "all").lower(), Metrics(), reports, readiness, spans, now)
+    watch = _Watch(name or (role.name or "all").lower(), metrics, reports, readiness, spans, now)
     feed: Feed | None = None
     loop = asyncio.get_running_loop()
     unusable: asyncio.Future[LedgerStopped] = loop.create_future()
@@ -155,9 +163,8 @@ def _lay_ground(config: Config, *, role: Role, now: Now, name: str) -> _Ground:
             unusable.set_result(why)
 
     writer = Writer(ledger=ledger, loop=loop, on_commit=committed, on_stop=stopped, observe=watch.wrote)
-    signals = signals_of(config)
     feed = Feed(ledger=ledger, writer=writer, now=now, tell=signals.tell) if Role.CONTROL in role else None
-    return _Ground(ledger, writer, rules, feed, signals, watch, unusable, now)
+    return _Ground(ledger, writer, rules, keyring, feed, signals, watch, unusable, now)
 
 
 @asynccontextmanager
@@ -177,7 +184,8 @@ async def running(
         await asyncio.to_thread(watch.spans.close)
         ledger.close()
         raise
-    entry = Entry(process, role=role, alone=config.ledger.url is None, now=ground.now)
+    alone, file = config.ledger.url is None, ledger_file(config)
+    entry = Entry(process, role=role, alone=alone, file=file, now=ground.now)
     chores = [*_chores(config, process, role), Chore("entry", 1.0, entry.make), Chore("look", 1.0, ground.look)]
     chores += [] if Role.CONTROL in role else [Chore("report", EVERY_S, watch.report)]
     upkeep = Upkeep(chores, failed=watch.metrics.chore_failed)
@@ -204,8 +212,7 @@ async def running(
 
 def _assemble(config: Config, ground: _Ground, *, role: Role, issuers: Issuers) -> Process:
     ledger, writer, rules, feed, watch = ground.ledger, ground.writer, ground.rules, ground.feed, ground.watch
-    iss, host_now, now = config.issuer, ground.now, _ledger_time(ledger, ground.now)
-    keyring = keyring_of(config, ledger, now=now)
+    iss, host_now, now, keyring = config.issuer, ground.now, _ledger_time(ledger, ground.now), ground.keyring
     refusals = Refusals(now=now, observe=watch.metrics.refused)
     stops = Stops.open(config.ledger.side_file(".stops"))
     spool = Spool.open(config.ledger.side_file(".spool")) if feed is not None else None
@@ -239,11 +246,12 @@ def _assemble(config: Config, ground: _Ground, *, role: Role, issuers: Issuers) 
             now=now,
             host_now=host_now,
         ),
-        issuance=Issuance(
+        issuance=(partial(TracedIssuance, spans=watch.spans) if watch.spans.exported else Issuance)(
             rules=rules,
             writer=writer,
             steps=Steps(task_facts=TaskFactsReader(ledger=ledger), stops=stops, now=now, tokens=True),
             issuer=AccessTokenIssuer(iss=iss, sign_all=keyring.sign_all),
+            prepare=keyring.prepare,
             refusals=refusals,
             iss=iss,
             token_endpoint=f"{iss}/oauth2/token",
@@ -377,6 +385,7 @@ def _chores(config: Config, process: Process, role: Role) -> list[Chore]:
         Chore("fetch_keys", 5.0, chores.fetch_keys),
         Chore("follow_rules", 0.5, chores.follow_rules),
         Chore("learn_keys", 1.0, process.keyring.learn),
+        Chore("probe_vault", 1.0, process.keyring.probe),
     ]
     if Role.CONTROL in role or reconciler.keeps:
         every.append(Chore("end_secrets", 0.2, reconciler.turn))

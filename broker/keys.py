@@ -2,14 +2,15 @@
 
 One key, one purpose, one algorithm: ES256 for access tokens, ES256 for session tokens, Ed25519 for ledger checkpoints.
 Public parts live in the ledger's events; private parts are rows that `sealing` closed. The keys of access tokens may
-instead stay in a vault, which then signs: their rows hold the name of the key there.
+instead stay in a vault, which then signs: their rows hold the name of the key there. While the vault is known to be
+away nothing is committed that it would have to sign or open: one caller, a chore, asks it until it answers.
 """
 
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import (
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_private_key,
 )
 
+from broker.breaker import Breaker
 from broker.errors import TaskpassError, Unavailable
 from broker.jose import KeySet, Signer, VerifyingKey, load_jwk, load_jwks, public_jwk
 from broker.jose.sign import joined, signing_input
@@ -28,6 +30,13 @@ from broker.sealing import Sealer
 from broker.transit import Transit
 
 Purpose = Literal["token", "session", "checkpoint"]
+
+_PATIENCE_S: Final = 2.0
+"""A vault that has not answered for so long is away: what comes meanwhile does not wait for it too."""
+_ASK_AFTER_S: Final = 10.0
+"""After so long without a signature the vault is asked for one, so that readiness is true of an idle broker too."""
+_PROBE: Final = b"taskpass asks whether this key signs"
+"""Signed to find out. It can never be a token's: what is signed of a token is base64url and a dot, without a space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +70,16 @@ class Keyring:
         now: Callable[[], int],
         transit: Transit | None = None,
         makes_remote: bool = False,
+        observe: Callable[[float, bool], None] | None = None,
     ) -> None:
+        """`observe` is told of each time that a vault was asked to sign: the seconds, and whether it did not."""
         self._ledger = ledger
         self._sealer = sealer
         self._now = now
         self._transit = transit
         self._makes_remote = makes_remote
+        self._signing = Breaker(patience_s=_PATIENCE_S, observe=observe)
+        self._opening = Breaker(patience_s=_PATIENCE_S)
         self._signers: dict[str, Signer] = {}
         self._remote: dict[str, _Remote] = {}
         self._checkpoint: dict[str, ed25519.Ed25519PrivateKey] = {}
@@ -79,6 +92,41 @@ class Keyring:
             jwk = self._transit.make_signing_key(name)
             return NewKey(kid=jwk["kid"], purpose=purpose, jwk=jwk, sealed=IN_TRANSIT + name.encode())
         return make_key(purpose, self._sealer)
+
+    def away(self) -> Unavailable | None:
+        """Why access tokens cannot be signed now, as far as is known; asks nobody."""
+        kid = self._ledger.head.active_kid
+        if kid in self._signers:
+            return None
+        breaker = self._signing if kid in self._remote else self._opening
+        if not breaker.open:
+            return None
+        return Unavailable("The signing key's vault does not answer, so nothing is issued.", internal=f"kid {kid}")
+
+    async def prepare(self) -> None:
+        """Before a token is committed: see to it that its key is open here, or in a vault that signs, as far as is
+        known. Raises Unavailable.
+        """
+        kid = self._ledger.head.active_kid
+        if kid in self._signers:
+            return
+        why = self.away()
+        if why is None and kid not in self._remote:
+            try:
+                await self.learn()
+            except TaskpassError as error:
+                raise _unknown(kid, error) from error
+            why = None if kid in self._signers or kid in self._remote else _unknown(kid)
+        if why is not None:
+            raise why
+
+    async def probe(self) -> None:
+        """Ask the vault for a signature if it gave none the last time, or was not asked for a while. Nothing of it is
+        kept.
+        """
+        key = self._remote.get(self._ledger.head.active_kid)
+        if key is not None and (self._signing.open or self._signing.quiet_for(_ASK_AFTER_S)):
+            await self._signatures(key, [_PROBE])
 
     async def sign_all(self, wanted: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[str | Exception]:
         """Compact JWTs for (kid, typ, claims), in order; the slot of one that cannot be signed holds why. Suspends only
@@ -106,18 +154,28 @@ class Keyring:
 
     async def learn(self) -> None:
         """Open keys that were published since, ahead of their use."""
-        await asyncio.to_thread(self.refresh)
+        with self._opening.call():
+            await asyncio.to_thread(self.refresh)
 
     async def _sign_remotely(
         self, key: _Remote, inputs: Sequence[tuple[int, bytes]], signed: list[str | Exception]
     ) -> None:
-        assert self._transit is not None
-        try:
-            signatures = await asyncio.to_thread(self._transit.sign, key.name, key.public, [each for _, each in inputs])
-        except Unavailable as error:
-            signatures = [error] * len(inputs)
+        signatures = await self._signatures(key, [each for _, each in inputs])
         for (slot, each), signature in zip(inputs, signatures, strict=True):
             signed[slot] = signature if isinstance(signature, Exception) else joined(each, signature)
+
+    async def _signatures(self, key: _Remote, inputs: Sequence[bytes]) -> Sequence[bytes | Unavailable]:
+        """What the vault makes of the inputs. It is away when it makes nothing of any."""
+        assert self._transit is not None
+        try:
+            with self._signing.call():
+                signatures = await asyncio.to_thread(self._transit.sign, key.name, key.public, inputs)
+                refused = [each for each in signatures if isinstance(each, Unavailable)]
+                if len(refused) == len(inputs):
+                    raise refused[0]
+                return signatures
+        except Unavailable as error:
+            return [error] * len(inputs)
 
     def signer(self, kid: str) -> Signer:
         """The signer for a kid that the ledger names. Raises Unavailable when there is no such key."""
@@ -214,5 +272,6 @@ def _or_why(signer: Signer, typ: str, claims: Mapping[str, Any]) -> str | Except
         return error
 
 
-def _unknown(kid: str) -> Unavailable:
-    return Unavailable("The signing key of this commit cannot be opened.", internal=f"kid {kid}")
+def _unknown(kid: str, why: TaskpassError | None = None) -> Unavailable:
+    internal = f"kid {kid}" if why is None else f"kid {kid}: {why.internal or why}"
+    return Unavailable("The signing key cannot be opened, so nothing is issued.", internal=internal)

@@ -6,6 +6,7 @@ reseal(config, ledger)      seals what is sealed otherwise with the sealing key 
 """
 
 import os
+from collections.abc import Callable
 
 from broker.config import Config
 from broker.errors import ConfigurationInvalid
@@ -61,14 +62,17 @@ def transit_of(config: Config) -> Transit:
     )
 
 
-def keyring_of(config: Config, ledger: Ledger, *, now: Now) -> Keyring:
-    """The signing keys of a ledger. Raises ConfigurationInvalid."""
+def keyring_of(
+    config: Config, ledger: Ledger, *, now: Now, observe: Callable[[float, bool], None] | None = None
+) -> Keyring:
+    """The signing keys of a ledger; for `observe` see there. Raises ConfigurationInvalid."""
     return Keyring(
         ledger=ledger,
         sealer=sealer_of(config),
         now=now,
         transit=transit_of(config) if config.transit.address is not None else None,
         makes_remote=config.keys.sign == "transit",
+        observe=observe,
     )
 
 

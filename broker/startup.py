@@ -82,11 +82,12 @@ async def begin(process: Process, entry: "Entry") -> None:
 class Entry:
     """What a process writes to the ledger when it begins: the rules on disk, its keys, and that it started."""
 
-    def __init__(self, process: Process, *, role: Role, alone: bool, now: Now) -> None:
-        """`alone`: no other broker is on this ledger."""
+    def __init__(self, process: Process, *, role: Role, alone: bool, file: str | None, now: Now) -> None:
+        """`alone`: no other broker is on this ledger. `file`: which file it is in, if it is in one."""
         self._process = process
         self._role = role
         self._alone = alone
+        self._file = file
         self._now = now
         self._made = False
 
@@ -102,7 +103,7 @@ class Entry:
             if self._alone:
                 await self._process.reconciler.start()
         await self._process.broker.admin.catch_up()
-        await self._process.writer.submit(Started(self._role.name or "all", program_version()))
+        await self._process.writer.submit(Started(self._role.name or "all", program_version(), self._file))
         self._made = True
 
     async def _load_files(self) -> None:

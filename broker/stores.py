@@ -18,6 +18,7 @@ from broker.ledger.sqlite import SqliteLedger
 from broker.ledger.sqlite_audit import SqliteStore
 from broker.ledger.targets import SqliteTarget, Target
 from broker.ledger.verify import Store
+from broker.ledger.whereabouts import file_number
 from broker.ledger.witness import Witness, WitnessKey
 from broker.signals import Signals
 from broker.signals.memory import MemorySignals
@@ -26,6 +27,7 @@ __all__ = [
     "create",
     "keyring_of",
     "ledger_exists",
+    "ledger_file",
     "ledger_place",
     "ledger_to_verify",
     "open_ledger",
@@ -149,6 +151,11 @@ def target_of(config: Config, *, now: Now = wall_clock) -> Target:
 
     url = config.ledger.url.get_secret_value()
     return PostgresTarget(url, ledger_place(config), clock=_instead_of_the_databases(now))
+
+
+def ledger_file(config: Config) -> str | None:
+    """The number of the configured ledger's file, which no copy of it has; None where it is not in one."""
+    return None if config.ledger.url is not None else file_number(config.ledger.path)
 
 
 def ledger_place(config: Config) -> str:

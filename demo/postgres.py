@@ -57,11 +57,11 @@ class Server:
         """The same by the unix socket."""
         return f"postgresql:///{database}?host={self.place}&port={self.port}&user=taskpass"
 
-    def new_database(self) -> str:
-        """An empty database; its name."""
+    def new_database(self, *, like: str = "template1") -> str:
+        """An empty database, or a copy of one that nobody is connected to; its name."""
         self._databases += 1
         name = f"ledger_{self._databases}"
-        self.run(f"CREATE DATABASE {name}")
+        self.run(f"CREATE DATABASE {name} TEMPLATE {like}")
         return name
 
     def run(self, sql: str, database: str = "postgres") -> list[tuple[object, ...]]:

@@ -12,12 +12,12 @@ class Proxy:
     """Forwards `port` (its own, on loopback) to `target`. Its attributes may be changed at any time."""
 
     def __init__(self, target: int, *, commit: bytes = COMMIT) -> None:
-        self._target = target
+        self.target = target  # of new connections
         self.commit = commit  # what only the message in question holds
         self.delay_s = 0.0  # before anything is passed on, either way
         self.silent = False  # everything is taken, and nothing is passed on: a black hole for all connections
-        self.on_commit = ""  # for the next COMMIT only: cut_after, or {lose,cut}_{request,answer}
-        self.commits_seen = 0
+        self.on_commit = ""  # for the next COMMIT only: {lose,cut}_{request,answer}
+        self.then_silent = False  # with `on_commit`: from then on `silent`
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -46,7 +46,7 @@ class Proxy:
             with suppress(OSError):
                 client, _ = self._listening.accept()
                 try:
-                    server = socket.create_connection(("127.0.0.1", self._target))
+                    server = socket.create_connection(("127.0.0.1", self.target))
                 except OSError:
                     client.close()
                     continue
@@ -71,19 +71,19 @@ class _Connection:
             while data := source.recv(65_536):
                 if self._proxy.delay_s:
                     time.sleep(self._proxy.delay_s)
-                if source is self._client and self._proxy.commit in data:
-                    self._at_commit()
+                hole = source is self._client and self._proxy.commit in data and self._at_commit()
                 if self._cut_at_answer and source is self._server:
                     break
-                if self._lost or self._proxy.silent or (self._answer_lost and source is self._server):
-                    continue
-                sink.sendall(data)
+                if not (self._lost or self._proxy.silent or (self._answer_lost and source is self._server)):
+                    sink.sendall(data)
+                if hole:
+                    self._proxy.silent = True
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def _at_commit(self) -> None:
-        self._proxy.commits_seen += 1
+    def _at_commit(self) -> bool:
+        """Do what is to be done; whether everything is silent after this message."""
         what, self._proxy.on_commit = self._proxy.on_commit, ""
         if what == "lose_request":
             self._lost = True
@@ -93,8 +93,6 @@ class _Connection:
             self._client.shutdown(socket.SHUT_RDWR)
             self._server.shutdown(socket.SHUT_RDWR)
             self._lost = True
-        elif what == "cut_after":
+        elif what == "cut_answer":  # not before it is there: who is cut off earlier may look before it is committed
             self._cut_at_answer = True
-        elif what == "cut_answer":
-            self._client.shutdown(socket.SHUT_WR)
-            self._answer_lost = True
+        return bool(what) and self._proxy.then_silent

@@ -30,7 +30,9 @@ def test_every_row_is_whole_and_names_a_test_that_exists(row: list[str]) -> None
     assert all(row)
     for test in re.findall(r"`([^`]+)`", row[5]):
         path, _, name = test.partition("::")
+        name, _, case = name.removesuffix("]").partition("[")
         assert name in names_in(path)
+        assert not case or f'"{case}"' in (ROOT / path).read_text()
 
 
 def test_every_alert_and_code_exists() -> None:
@@ -38,7 +40,7 @@ def test_every_alert_and_code_exists() -> None:
     alerts = {rule["alert"] for group in groups for rule in group["rules"]}
     seen = " ".join(row[4] for row in ROWS)
     assert set(re.findall(r"\bTaskpass[A-Z]\w+", seen)) <= alerts
-    codes = set(re.findall(r"`((?:ledger|rules|issuance|clock)_\w+)`", seen))
+    codes = set(re.findall(r"`((?:ledger|rules|issuance|clock|vault|signals)_\w+)`", seen))
     assert codes <= set(NEXT)
     assert set(NEXT) - codes <= {"rules_missing"}  # a ledger that was just made, not one that fails
 

@@ -21,12 +21,14 @@ from broker.app import Process, running
 from broker.config import KeptSection
 from broker.custody import accept, copy_out, move_in
 from broker.ledger import LedgerShrunk, LedgerStopped
+from broker.ledger.checkpoint import VerifierKey
 from broker.ledger.kept import LedgerRolledBack
 from broker.ledger.verify import verify_store
 from broker.sdk.errors import InvalidToken, SdkError
 from broker.sdk.verifier import Verifier
-from broker.stores import ledger_to_verify, wall_clock
+from broker.stores import keyring_of, ledger_to_verify, open_ledger, wall_clock
 from tests.kit import INVOICES, Broker, Home
+from tests.ledger.test_witness import Host, listening
 from tests.postgres import Server, server_or_skip
 from tests.service.memory_backend import Site
 
@@ -275,6 +277,37 @@ def test_an_object_store_keeps_it_too(
     broker.close()
     accept(home.config, actor="a", reason="r", hold=False, now=home.clock)
     assert start().granted()
+
+
+@pytest.mark.parametrize("form", ["file", "object store", "witness"])
+def test_a_start_on_an_old_copy_is_refused_whatever_keeps_the_checkpoint(
+    home: Home, start: Callable[[], Broker], objects: tuple[str, type[_Objects]], form: str
+) -> None:
+    with ExitStack() as stack:
+        if form == "object store":
+            keeping(home, url=objects[0], authorization="Bearer s3cret")
+        elif form == "witness":
+            host = Host(_checkpoint_key(home))
+            keeping(home, witness_url=stack.enter_context(listening(host)), witness_key=host.vkey)
+        broker = start()
+        copy = backup(home)
+        token = broker.granted()["access_token"]
+        keep(broker)
+        broker.close()
+        start().close()  # nothing is wrong with the ledger as it is
+        restore(home, copy)
+        with pytest.raises(LedgerRolledBack, match="accept-restore"):
+            start()
+        accept(home.config, actor="ops-anna", reason="test", hold=False, now=home.clock)
+        broker = start()
+        assert not broker.active(token)
+        assert broker.granted()
+        assert (broker.process.safekeeping.failing_ms() > 0) == (form == "witness"), "that one never lets go"
+
+
+def _checkpoint_key(home: Home) -> VerifierKey:
+    with closing(open_ledger(home.config, now=home.clock)) as ledger:
+        return VerifierKey.of(ledger.origin, keyring_of(home.config, ledger, now=home.clock).checkpoint_key())
 
 
 # --- On PostgreSQL, and as verifiers see it ---------------------------------------------------------------------------

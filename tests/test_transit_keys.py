@@ -12,12 +12,14 @@ from pydantic import SecretStr
 from broker.app import Role
 from broker.errors import ConfigurationInvalid, Unavailable
 from broker.jose import Profile, load_jwks, parse, verify
+from broker.keys import Keyring
 from broker.keystore import reseal, sealer_of, transit_of
 from broker.ledger.commands.admin import IN_TRANSIT
 from broker.sealing import KeySealer
 from broker.sections import TransitSection
 from broker.stores import create, open_ledger
 from tests.kit import INVOICES, Broker, Home
+from tests.signals.test_conformance import until
 from tests.transit import KEY, Engine, bao_or_skip, engine
 
 real = pytest.mark.bao
@@ -164,9 +166,12 @@ def test_without_the_vault_nothing_is_signed_and_the_kill_switch_works(home, sta
     answer = running.token()
     assert (answer.status_code, answer.json()["error"]) == (503, "temporarily_unavailable")
     assert vault.token not in answer.text
+    assert running.events("issued", "failed") == [], "nothing is written of what could not be signed"
+    assert running.get("/readyz").json()["reasons"][0]["code"] == "vault_away"
     body = {"target": "agent", "value": "dispute-bot", "reason": "test"}
     assert running.request("POST", "/v1/kills", json=body, bearer=home.operator()).status_code == 201
     vault.fault = ""
+    running.run(running.process.keyring.learn())
     assert running.token("mesh-bot", resource="https://archive.example.com").status_code == 200
 
 
@@ -242,12 +247,36 @@ def test_one_batch_is_one_call(home, start, vault):
     assert vault.calls.count("sign") <= 3
 
 
-@pytest.mark.parametrize("fault", ["silent", "sealed", "garbage", "forge", "too few", "one fails"])
-def test_what_the_vault_does_not_sign_is_recorded_as_failed_and_never_leaves(home, start, vault, fault):
+FAULTS = ["silent", "sealed", "garbage", "forge", "too few", "one fails"]
+
+
+def signing_there(home: Home, start: Any, vault: Engine) -> Broker:
+    """A broker whose active key is in the stand-in."""
     use(home, vault, sign="transit", timeout_s=0.5)
-    running = start()
+    running: Broker = start()
     for _ in range(2):
         running.post("/v1/keys/rotate", {"reason": "into the vault"}, by="operator")
+    return running
+
+
+@pytest.fixture(autouse=True)
+def _chores_do_not_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a test takes: it says when."""
+
+    async def later(_: Keyring) -> None:
+        pass
+
+    monkeypatch.setattr(Keyring, "probe", later)
+
+
+def probe(running: Broker, *, now: Any = Keyring.probe) -> None:
+    """What a chore does every second."""
+    running.run(now(running.process.keyring))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_the_vault_does_not_sign_is_recorded_as_failed_and_never_leaves(home, start, vault, fault):
+    running = signing_there(home, start, vault)
     vault.fault = fault
     answer = running.token()
     assert (answer.status_code, answer.json()["error"]) == (503, "temporarily_unavailable")
@@ -255,14 +284,76 @@ def test_what_the_vault_does_not_sign_is_recorded_as_failed_and_never_leaves(hom
     (issued,), (failed,) = running.events("issued"), running.events("failed")
     assert failed["jti"] == issued["jti"]
     vault.fault = ""
+    probe(running)
     assert checked(running, running.granted()["access_token"])
 
 
-def test_the_loop_goes_on_while_the_vault_is_silent(home, start, vault):
-    use(home, vault, sign="transit", timeout_s=0.5)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_after_a_failure_nothing_is_written_until_the_vault_signs_again(home, start, vault, fault):
+    running = signing_there(home, start, vault)
+    vault.fault = fault
+    assert running.token().status_code == 503
+    size, calls = running.size, len(vault.calls)
+    fields = running.token_fields()
+    for _ in range(5):
+        answer = running.form("/oauth2/token", fields)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json()["error"] == "temporarily_unavailable"
+    probe(running)
+    assert running.form("/oauth2/token", fields).status_code == 503
+    assert running.size == size, "neither tokens, nor failures, nor proofs of identity that were spent"
+    assert vault.calls[calls:].count("sign") <= 1, "the probe's alone"
+    ready = running.get("/readyz")
+    assert (ready.status_code, [each["code"] for each in ready.json()["reasons"]]) == (503, ["vault_away"])
+    refused = running.token(resource="https://unknown.example.com")
+    assert refused.status_code == 400, "what is refused anyway is, and recorded"
+    vault.fault = ""
+    probe(running)
+    assert running.get("/readyz").json() == {"status": "ready", "reasons": []}
+    token = running.form("/oauth2/token", fields).json()["access_token"]
+    assert checked(running, token), "the same proof of identity, at last"
+
+
+def test_a_chore_asks_until_it_signs_again(home, start, vault, monkeypatch):
+    monkeypatch.undo()  # it does probe here
+    running = signing_there(home, start, vault)
+    vault.fault = "sealed"
+    assert running.token().status_code == 503
+    vault.fault = ""
+    running.run(until(lambda: not running.process.app.state.ready()))
+    assert running.granted()
+
+
+def test_a_broker_that_nobody_asks_finds_out_by_itself(home, start, vault, monkeypatch):
+    running = signing_there(home, start, vault)
+    probe(running)
+    calls = len(vault.calls)
+    probe(running)
+    assert len(vault.calls) == calls, "it signed a moment ago"
+    monkeypatch.setattr("broker.keys._ASK_AFTER_S", 0.0)
+    probe(running)
+    assert vault.calls[calls:] == ["sign"]
+    assert running.get("/readyz").status_code == 200
+    vault.fault = "sealed"
+    probe(running)
+    assert running.get("/readyz").status_code == 503
+    assert running.events("issued") == []
+
+
+def test_keys_that_are_here_sign_on_while_the_vault_is_away(home, start, vault):
     running = start()
-    for _ in range(2):
-        running.post("/v1/keys/rotate", {"reason": "into the vault"}, by="operator")
+    assert running.granted()
+    running.close()
+    use(home, vault, sign="transit")
+    vault.fault = "sealed"
+    running = start()
+    probe(running)
+    assert running.granted()
+    assert running.get("/readyz").status_code == 200
+
+
+def test_the_loop_goes_on_while_the_vault_is_silent(home, start, vault):
+    running = signing_there(home, start, vault)
     vault.fault = "silent"
 
     async def ask_and_live() -> float:

@@ -2,7 +2,6 @@
 with what is wrong and what to do.
 """
 
-import os
 import stat
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from broker.cli.context import Context, configuration_file
 from broker.cli.errors import USAGE, Failure
 from broker.cli.findings import Finding, tell
 from broker.cli.issuer_checks import issuers_ready, issuers_sound
+from broker.cli.ledger_findings import of_ledger
 from broker.cli.options import command, config_option
 from broker.sdk.protocol import Request
 
@@ -54,7 +54,7 @@ def _look(path: Path) -> Iterator[Finding]:
         yield from _files(config)
         yield from issuers_ready(config)
         yield from _keys(config)
-        yield from _ledger(config)
+        yield from of_ledger(config)
         yield from _secrets(config)
     yield from _broker()
     yield from _identity()
@@ -168,36 +168,6 @@ def _keys(config: "Config") -> Iterator[Finding]:
             )
 
 
-def _ledger(config: "Config") -> Iterator[Finding]:
-    if config.ledger.url is not None:
-        yield _database(config)
-        return
-    path = config.ledger.path
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        yield Finding(
-            "ledger", "wrong", f"{path.parent} is no directory that can be written", f"mkdir -m 700 {path.parent}"
-        )
-    elif not path.exists():
-        yield Finding("ledger", "wrong", f"there is none at {path}", "Create it, once: taskpass ledger create")
-    elif path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        yield Finding("ledger", "warning", f"{path} is open to others", f"chmod 600 {path}*")
-    else:
-        yield Finding("ledger", "ok", f"{path}, {path.stat().st_size >> 10} KiB; `taskpass ledger verify` audits it")
-
-
-def _database(config: "Config") -> Finding:
-    from broker.errors import TaskpassError
-    from broker.stores import ledger_place, open_ledger
-
-    try:
-        ledger = open_ledger(config)
-    except TaskpassError as error:
-        return Finding("ledger", "wrong", str(error), error.next or "Is the server up, and the URL right?")
-    head = ledger.head
-    ledger.close()
-    return Finding("ledger", "ok", f"{ledger_place(config)}, {head.size} events; `taskpass ledger verify` audits it")
-
-
 def _secrets(config: "Config") -> Iterator[Finding]:
     """Those that should have ended at their backends and have not."""
     from broker.errors import TaskpassError
@@ -256,7 +226,9 @@ def _readiness(base: str, get: Callable[[str], tuple[int, bytes]]) -> Finding:
         reasons = "; ".join(reason["detail"] for reason in given) or f"answered {status}"
         advice = " ".join(dict.fromkeys(reason["next"] for reason in given))
     except (ValueError, LookupError, TypeError):
-        reasons, advice = f"answered {status}", "Its log says more."
+        given, reasons, advice = [], f"answered {status}", "Its log says more."
+    if status == 200 and given:
+        return Finding("readiness", "warning", f"{base} issues credentials, degraded: {reasons}", advice)
     if status == 200:
         return Finding("readiness", "ok", f"{base} issues credentials")
     return Finding("readiness", "wrong", f"{base}: {reasons}", advice)

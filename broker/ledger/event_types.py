@@ -57,7 +57,12 @@ EVENT_TYPES = _table(
             "The bytes of all events before a position are in the archive, where they were read back and compared.",
             "before root",
         ),
-        _type("broker.started", "A broker process began to serve.", "role version"),
+        _type(
+            "broker.started",
+            "A broker process began to serve; from a SQLite file, with the file's number in its file system.",
+            "role version",
+            "file",
+        ),
         _type(
             "registry.loaded", "Another registry is in force, and what it changes.", "hash diff actor", "reason more"
         ),

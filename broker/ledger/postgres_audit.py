@@ -8,10 +8,13 @@ import psycopg
 
 from broker.ledger import Cursor
 from broker.ledger.postgres_link import Link
-from broker.ledger.postgres_schema import expected_schema, recognise, schema_of
+from broker.ledger.postgres_schema import expected_schema, newest, recognise, schema_of
 
 _WHOLE_AUDIT_S: Final = 24 * 3_600.0
 _CONNECT: Final = {"lock_ms": 5_000, "idle_ms": 0}
+_ADDED: Final = frozenset(
+    {"column", "index", "constraint"}
+)  # by a newer program's migration; it adds nothing that acts
 
 
 class PostgresStore:
@@ -35,18 +38,22 @@ class PostgresStore:
             version = recognise(link, self._place)
             with closing(Link.connect(self._url, **_CONNECT)) as apart:
                 expected = expected_schema(apart, version)
-            yield DatabaseSnapshot(link, expected)
+            yield DatabaseSnapshot(link, version, expected)
 
 
 class DatabaseSnapshot:
     """`broker.ledger.verify.Snapshot` on PostgreSQL."""
 
-    def __init__(self, link: Link, expected: set[tuple[str, str, str]]) -> None:
-        self._link, self._expected = link, expected
+    def __init__(self, link: Link, version: int, expected: set[tuple[str, str, str]]) -> None:
+        self._link, self._version, self._expected = link, version, expected
 
     def structure(self) -> Iterator[tuple[str, str, str]]:
         """See `broker.ledger.verify.Snapshot`."""
-        for name in sorted(schema_of(self._link, "head") ^ self._expected):
+        found, added = schema_of(self._link, "head"), set()
+        if self._version > newest():
+            added = {each for each in found - self._expected if each[0] in _ADDED}
+            yield "schema_newer", "schema", f"version {self._version}; this program knows {newest()}"
+        for name in sorted((found ^ self._expected) - added):
             yield "schema_changed", "schema", " ".join(name[:2])
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:

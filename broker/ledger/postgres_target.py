@@ -47,7 +47,7 @@ class PostgresTarget:
 
 class _PostgresFilling(DatabaseSnapshot, FillingBase):
     def __init__(self, link: Link, expected: set[tuple[str, str, str]], clock: Now | None) -> None:
-        super().__init__(link, expected)
+        super().__init__(link, newest(), expected)
         self._clock = clock
 
     def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

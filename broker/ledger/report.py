@@ -12,6 +12,7 @@ _MEANING: Final = {
     "wal_unreadable": "The write-ahead log has frames that SQLite will not read: a write that a crash tore and that "
     "nobody was answered for, or damage that hides committed events. A kept checkpoint tells which.",
     "schema_changed": "A table, index, trigger or view is not the one that this version creates.",
+    "schema_newer": "A newer program upgraded this database: what it added can only be checked by that program.",
     "event_missing": "Events were deleted here.",
     "event_malformed": "These bytes were not written by a broker.",
     "event_moved": "This event was written for another position: it was moved, copied or renumbered.",

@@ -17,7 +17,7 @@ covered by the note, whose key opens only with the configured encryption key.
 import hashlib
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,7 +83,14 @@ def ensure_sound(store: Store, what: str) -> Report:
     if not report.sound:
         found = "; ".join(f"{each.position}: {each.meaning}" for each in report.findings[:3] if not each.warning)
         raise LedgerUnsound(f"{what} does not verify: {found}", next="See `taskpass ledger verify`.")
+    _refuse_newer(finding.code for finding in report.findings)
     return report
+
+
+def _refuse_newer(codes: Iterable[str]) -> None:
+    """What a newer program's migration added would be left behind."""
+    if "schema_newer" in codes:
+        raise LedgerUnsound("The ledger was upgraded by a newer program: use that one for this.")
 
 
 # --- Export -----------------------------------------------------------------------------------------------------------
@@ -98,6 +105,7 @@ def export_ledger(store: Store, file: Path, *, open_key: OpenKey) -> Exported:
         raise FileExistsError(f"{file} exists already")
     part = file.with_name(file.name + ".part")
     with store.opened() as snapshot, open(part, "wb", opener=_private) as raw:
+        _refuse_newer(code for code, *_ in snapshot.structure())
         exported = _write(snapshot, _Lines(raw), open_key)
         raw.flush()
         os.fsync(raw.fileno())

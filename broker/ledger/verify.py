@@ -164,7 +164,7 @@ class _Audit:
     def structure(self) -> None:
         """The database as such: pages, indexes, schema."""
         for finding in self._snapshot.structure():
-            self._report.add(*finding)
+            self._report.add(*finding, warning=finding[0] == "schema_newer")
 
     def stored_checkpoints(self) -> list[tuple[int, str]]:
         """(size, note) of all that are stored."""

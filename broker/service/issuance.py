@@ -11,13 +11,14 @@ all, commit all in one transaction, mint all. A failing request fails alone. The
  6. decide                 what no policy permits, what lies outside the reviewed boundary, any error in a policy
  7. approval               what needs a human first
  8. commit                 a kill, hold, reload or task's end that came first; a proof spent twice; an unwritable ledger
+                           (before it, a signing key out of reach: of what could not be signed nothing is written)
  9. mint                   a credential that the ledger does not know
 10. check what was minted  a credential that differs from its commit
 11. answer                 (`web.token`)
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -58,7 +59,7 @@ Tell = Callable[[TokenAnswer | Exception], None]
 
 
 @dataclass(slots=True)
-class _Case(Case):
+class TokenCase(Case):
     """One token request on its way."""
 
     issued: Issued | None = None
@@ -74,6 +75,7 @@ class Issuance:
         writer: Writer,
         steps: Steps,
         issuer: TokenIssuer,
+        prepare: Callable[[], Awaitable[None]],
         refusals: Refusals,
         iss: str,
         token_endpoint: str,
@@ -81,10 +83,12 @@ class Issuance:
         now: Callable[[], int],
         observe: Callable[[Sequence[TokenRequest], Sequence[TokenAnswer | Exception], float], None] | None = None,
     ) -> None:
+        """`prepare` raises Unavailable when what is committed now could not be signed."""
         self._rules = rules
         self._writer = writer
         self._steps = steps
         self._issuer = issuer
+        self._prepare = prepare
         self._refusals = refusals
         # rfc7523bis: a client assertion names the issuer and nothing else; a grant may name the endpoint instead.
         self._audiences = {"client_credentials": frozenset({iss}), "jwt_bearer": frozenset({iss, token_endpoint})}
@@ -126,7 +130,7 @@ class Issuance:
 
     async def issue_batch(self, requests: Sequence[TokenRequest]) -> Sequence[TokenAnswer | Exception]:
         """The numbered pipeline."""
-        cases = [_Case(request) for request in requests]
+        cases = [TokenCase(request) for request in requests]
         for _ in range(_DECIDE_AGAIN):
             waiting = [case for case in cases if case.result is None and case.issued is None]
             if not waiting:
@@ -134,15 +138,24 @@ class Issuance:
             rules = self._rules.current
             for case in waiting:
                 case.start_over()
-            for step in (self._authenticate, self._map, self._steps.load_task, self._steps.narrow):  # 2, 3, 4, 5
-                _each(step, rules, waiting)
-            self._steps.decide(rules, [case for case in waiting if case.open])  # 6
+            self._identify(rules, waiting)  # 2, 3
+            self._evaluate(rules, [case for case in waiting if case.open])  # 4, 5, 6
+            await self._see_to_the_key([case for case in waiting if case.open and not case.gates])
             if await self._commit(rules, [case for case in waiting if case.result is None]):  # 7, 8
                 await self._rules.catch_up()
         await self._mint([case for case in cases if case.issued is not None])  # 9, 10
         return [case.result or _UNSETTLED for case in cases]
 
-    def _authenticate(self, rules: Rules, case: _Case) -> None:
+    def _identify(self, rules: Rules, cases: Sequence[TokenCase]) -> None:
+        _each(self._authenticate, rules, cases)
+        _each(self._map, rules, cases)
+
+    def _evaluate(self, rules: Rules, cases: Sequence[TokenCase]) -> None:
+        _each(self._steps.load_task, rules, cases)
+        _each(self._steps.narrow, rules, cases)
+        self._steps.decide(rules, [case for case in cases if case.open])
+
+    def _authenticate(self, rules: Rules, case: TokenCase) -> None:
         """2: every claim of the assertion checked by the one attester that its issuer names."""
         request = case.request
         try:
@@ -158,7 +171,7 @@ class Issuance:
                 return
             case.result = _unauthenticated(request, failed.sentence, presented=failed.presented)
 
-    def _map(self, rules: Rules, case: _Case) -> None:
+    def _map(self, rules: Rules, case: TokenCase) -> None:
         """3: exactly one registered agent, in good standing."""
         assert case.workload is not None
         match = rules.match(case.workload)
@@ -177,7 +190,15 @@ class Issuance:
                 ),
             )
 
-    async def _commit(self, rules: Rules, cases: Sequence[_Case]) -> bool:
+    async def _see_to_the_key(self, cases: Sequence[TokenCase]) -> None:
+        """Before 8: refuse what could not be signed while no proof is spent for it."""
+        try:
+            await self._prepare()
+        except Unavailable as error:
+            for case in cases:
+                case.result = error
+
+    async def _commit(self, rules: Rules, cases: Sequence[TokenCase]) -> bool:
         """7, 8: one ledger batch; every guard is read again inside it. True when some must be decided again."""
         commands = [self._command(rules, case) for case in cases]
         try:
@@ -202,7 +223,7 @@ class Issuance:
                     )
         return stale
 
-    def _command(self, rules: Rules, case: _Case) -> Command:
+    def _command(self, rules: Rules, case: TokenCase) -> Command:
         other = self._steps.without_issuing(rules, case)
         if other is not None:
             return other
@@ -212,7 +233,7 @@ class Issuance:
         ttl_ms = min(self._ttl_ms, case.agent.limits.token_ttl_s * 1000)
         return Issue(case.asked(), case.verdict, case.resource.audience, ttl_ms)
 
-    async def _mint(self, cases: Sequence[_Case]) -> None:
+    async def _mint(self, cases: Sequence[TokenCase]) -> None:
         """9, 10: sign what was committed. A failure is recorded; the position stays spent."""
         orders = [_order(case) for case in cases]
         tokens: Sequence[str | Exception]
@@ -255,7 +276,7 @@ def _settle(future: "asyncio.Future[TokenAnswer]", answer: TokenAnswer | Excepti
         future.set_result(answer)
 
 
-def _each(step: Callable[[Rules, Any], None], rules: Rules, cases: Sequence[_Case]) -> None:
+def _each(step: Callable[[Rules, Any], None], rules: Rules, cases: Sequence[TokenCase]) -> None:
     """Take every open case through one step. What nobody foresaw fails its own request, not the batch."""
     for case in cases:
         if case.open:
@@ -265,7 +286,7 @@ def _each(step: Callable[[Rules, Any], None], rules: Rules, cases: Sequence[_Cas
                 case.result = error
 
 
-def _order(case: _Case) -> Order:
+def _order(case: TokenCase) -> Order:
     """What the commit fixed, for the issuer."""
     issued, agent, resource, ask = case.issued, case.agent, case.resource, case.ask
     assert issued is not None

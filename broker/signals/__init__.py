@@ -24,6 +24,9 @@ class Signals(Protocol):
     No method waits for another machine, and none raises when there is none: what cannot be sent is lost.
     """
 
+    lost: bool
+    """Whether what carries them is away, as far as is known. May be read from any thread."""
+
     async def start(self, moved: Callable[[], None] | None) -> None:
         """Begin. `moved` is called on the loop when another broker may have written something for verifiers; also when
         it has not, and perhaps once for several times. None: this process does not want to know.

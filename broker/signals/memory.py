@@ -37,6 +37,7 @@ class MemorySignals:
 
     def __init__(self, *, hub: Hub | None = None) -> None:
         self._hub = hub or Hub()
+        self.lost = False
 
     async def start(self, moved: Callable[[], None] | None) -> None:
         """See `Signals.start`."""

@@ -61,8 +61,11 @@ class RedisSignals:
         self._known: dict[str, int] = {}  # what Redis last answered
         self._wake: asyncio.TimerHandle | None = None
         self._woken = 0.0
+        self._failing: set[str] = set()  # parts that failed and have not worked since
         self.connected = False
         """Whether the channel is being listened to."""
+        self.lost = False
+        """See `Signals.lost`. Who only sends learns of it when there is something to send."""
 
     async def start(self, moved: Callable[[], None] | None) -> None:
         """See `Signals.start`. Does not wait for a connection."""
@@ -70,7 +73,7 @@ class RedisSignals:
         if moved is not None:
             self._moved = moved
             parts.append(self._listen)
-        self._tasks = [asyncio.create_task(_again(part), name=f"signals{part.__name__}") for part in parts]
+        self._tasks = [asyncio.create_task(self._again(part), name=f"signals{part.__name__}") for part in parts]
 
     def tell(self, position: int) -> None:
         """See `Signals.tell`."""
@@ -123,6 +126,7 @@ class RedisSignals:
                 raise OverflowError("more messages than brokers can have sent")
             if message is not None and message["type"] == "subscribe":
                 self.connected = True
+                self._works(self._listen)
                 self._wake_soon()  # what was told before was not heard
             elif message is not None and message["type"] == "message":
                 self._heard = message["data"] if isinstance(message["data"], bytes) else None
@@ -143,6 +147,9 @@ class RedisSignals:
     async def _send(self) -> None:
         """Send what has come together, until something is wrong with the connection. What was on its way is lost."""
         async with self._client() as client:
+            async with asyncio.timeout(REPLY_S):
+                await client.ping()
+            self._works(self._send)
             while True:
                 await self._work.wait()
                 self._work.clear()
@@ -168,6 +175,30 @@ class RedisSignals:
             else:
                 self._known.pop(name, None)
 
+    async def _again(self, part: Callable[[], Awaitable[None]]) -> None:
+        """Run a part for ever. It returns by failing; the first failure in a row is logged."""
+        shortest, longest = PAUSE_S
+        pause, told = shortest, False
+        while True:
+            began = loop_time()
+            try:
+                await part()
+            except Exception as error:  # noqa: BLE001  (whatever Redis did, the broker goes on without it)
+                self._failing.add(part.__name__)
+                self.lost = True
+                if not told:
+                    log.warning("signals_lost", part=part.__name__, error=type(error).__name__)
+            held = loop_time() - began > longest
+            pause, told = (shortest, False) if held else (min(pause * 2, longest), True)
+            await asyncio.sleep(pause * (0.5 + secrets.randbelow(1000) / 2000))
+
+    def _works(self, part: Callable[[], Awaitable[None]]) -> None:
+        """A part has had an answer."""
+        if part.__name__ in self._failing:
+            self._failing.discard(part.__name__)
+            self.lost = bool(self._failing)
+            log.info("signals_back", part=part.__name__)
+
     def _client(self) -> "Redis":
         options: dict[str, Any] = {"ssl_ca_certs": str(self._place.ca_file)} if self._place.ca_file else {}
         if self._place.password is not None:
@@ -180,22 +211,6 @@ class RedisSignals:
             protocol=2,
             **options,
         )
-
-
-async def _again(part: Callable[[], Awaitable[None]]) -> None:
-    """Run a part for ever. It returns by failing; the first failure in a row is logged."""
-    shortest, longest = PAUSE_S
-    pause, told = shortest, False
-    while True:
-        began = loop_time()
-        try:
-            await part()
-        except Exception as error:  # noqa: BLE001  (whatever Redis did, the broker goes on without it)
-            if not told:
-                log.warning("signals_lost", part=part.__name__, error=type(error).__name__)
-        held = loop_time() - began > longest
-        pause, told = (shortest, False) if held else (min(pause * 2, longest), True)
-        await asyncio.sleep(pause * (0.5 + secrets.randbelow(1000) / 2000))
 
 
 def _nobody() -> None:

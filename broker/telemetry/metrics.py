@@ -34,6 +34,10 @@ class Metrics:
         self._commit_commands = made["taskpass_ledger_commit_commands"]
         self._commit_failures = made["taskpass_ledger_commit_failures"]
         self._queue = made["taskpass_ledger_queue_commands"]
+        self._vault_seconds = made["taskpass_vault_sign_seconds"]
+        self._vault_failures = made["taskpass_vault_sign_failures"]
+        self._vault_away = made["taskpass_vault_away"]
+        self._signals_lost = made["taskpass_signals_lost"]
         self._chore_failures = made["taskpass_chore_failures"]
 
     def _make(self, metric: Metric) -> Any:  # noqa: ANN401  (one of three classes without a common base)
@@ -65,6 +69,17 @@ class Metrics:
         """So many callers were refused before they proved an identity, per reason."""
         for reason, count in counts.items():
             self._refusals.labels(reason).inc(count)
+
+    def vault_asked(self, seconds: float, failed: bool) -> None:  # noqa: FBT001  (a callback)
+        """The signing keys' vault was asked to sign."""
+        self._vault_seconds.observe(seconds)
+        if failed:
+            self._vault_failures.inc()
+
+    def follow(self, *, vault_away: Callable[[], bool], signals_lost: Callable[[], bool]) -> None:
+        """Look there for what is away now, whenever somebody asks."""
+        self._vault_away.set_function(vault_away)
+        self._signals_lost.set_function(signals_lost)
 
     def chore_failed(self, chore: str) -> None:
         """A chore raised."""

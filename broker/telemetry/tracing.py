@@ -1,4 +1,5 @@
-"""Traces: whose request something was, by the W3C `traceparent` that came with it, and spans for who wants them.
+"""Traces: whose request something was, by its id and the W3C `traceparent` that came with it, and spans for who wants
+them.
 
 A well-formed `traceparent` is kept in the events that its request causes, whether spans are exported or not: with it
 the ledger and anybody's traces tell one story. Anything else in that header is as if it were not there. Spans carry
@@ -8,9 +9,10 @@ counts, outcomes and ids of decisions, never what was asked or issued.
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import structlog
@@ -18,29 +20,52 @@ import structlog
 from broker.errors import ConfigurationInvalid
 
 _WELL_FORMED = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_SANE_ID = re.compile(rb"[A-Za-z0-9_][A-Za-z0-9_.:=-]{0,63}")
 _SAMPLED = 1
+_NO_EXCEPTIONS = MappingProxyType({"record_exception": False, "set_status_on_exception": False})
+"""What an exception says may hold what was asked."""
 _current: ContextVar[str | None] = ContextVar("traceparent", default=None)
 
 
 def traceparent_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """The one well-formed `traceparent` among the headers of a request, or None."""
+    return _only(b"traceparent", headers, _WELL_FORMED)
+
+
+def request_id_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The id that a request was given by whoever sent it: its one sane `X-Request-Id`, or None."""
+    return _only(b"x-request-id", headers, _SANE_ID)
+
+
+def new_request_id() -> str:
+    """An id for a request that has none: it joins the answer to the log."""
+    return f"req_{secrets.token_hex(8)}"
+
+
+def _only(wanted: bytes, headers: Iterable[tuple[bytes, bytes]], form: re.Pattern[bytes]) -> str | None:
     found: bytes | None = None
     for name, value in headers:
-        if name == b"traceparent":
+        if name == wanted:
             if found is not None:
                 return None
             found = value
-    return found.decode() if found is not None and _WELL_FORMED.fullmatch(found) else None
+    return found.decode() if found is not None and form.fullmatch(found) else None
 
 
-def enter(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """A request begins: what is logged and committed for it from here on can be told to be of it."""
-    trace = traceparent_in(headers)
+def enter(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """A request begins: what is logged and committed for it from here on can be told to be of it. Its id."""
+    trace, request_id = traceparent_in(headers), request_id_in(headers) or new_request_id()
     _current.set(trace)
     structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(request_id=f"req_{secrets.token_hex(8)}")
+    structlog.contextvars.bind_contextvars(request_id=request_id)
     if trace is not None:
         structlog.contextvars.bind_contextvars(traceparent=trace)
+    return request_id
+
+
+def entered() -> str:
+    """The id of the request that is being answered."""
+    return str(structlog.contextvars.get_contextvars().get("request_id") or new_request_id())
 
 
 def current() -> str | None:
@@ -81,25 +106,45 @@ class Spans:
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
         return cls(provider)
 
-    def token_batch(self, requests: Sequence[Traced], answers: Sequence[object], seconds: float) -> None:
-        """A batch was answered: one span for it, and one in the trace of each request that is sampled."""
+    @property
+    def exported(self) -> bool:
+        """Whether anybody gets them."""
+        return self._tracer is not None
+
+    @contextmanager
+    def token_batch(self, requests: Sequence[Traced]) -> Iterator[Callable[[Sequence[object]], None]]:
+        """A batch of token requests: one span for it, and one in the trace of each request that is sampled, once the
+        answers are told.
+        """
         if self._tracer is None:
+            yield lambda _: None
             return
+        began = time.time_ns()
+        with self._tracer.start_as_current_span("taskpass.token_batch", **_NO_EXCEPTIONS) as whole:
+            whole.set_attribute("taskpass.requests", len(requests))
+            yield lambda answers: self._tokens(requests, answers, whole.get_span_context(), began)
+
+    def _tokens(self, requests: Sequence[Traced], answers: Sequence[object], batch: Any, began: int) -> None:  # noqa: ANN401
         from opentelemetry.trace import Link
 
-        ended = time.time_ns()
-        began = ended - int(seconds * 1e9)
-        whole = self._tracer.start_span("taskpass.token_batch", start_time=began)
-        whole.set_attribute("taskpass.requests", len(requests))
-        whole.end(ended)
+        assert self._tracer is not None
         for request, answer in zip(requests, answers, strict=True):
             if request.traceparent is not None and _is_sampled(request.traceparent):
-                link = Link(whole.get_span_context())
                 context = _remote(request.traceparent)
-                span = self._tracer.start_span("taskpass.token", context=context, start_time=began, links=[link])
+                span = self._tracer.start_span("taskpass.token", context, start_time=began, links=[Link(batch)])
                 span.set_attribute("taskpass.decision", str(getattr(answer, "decision_id", None) or ""))
                 span.set_attribute("taskpass.issued", not isinstance(answer, Exception))
-                span.end(ended)
+                span.end()
+
+    @contextmanager
+    def stage(self, name: str, requests: int) -> Iterator[None]:
+        """A span around a part of a batch, of so many requests."""
+        if self._tracer is None:
+            yield
+            return
+        with self._tracer.start_as_current_span(f"taskpass.{name}", **_NO_EXCEPTIONS) as span:
+            span.set_attribute("taskpass.requests", requests)
+            yield
 
     def commit(self, commands: int, seconds: float, *, failed: bool) -> None:
         """The writer was with its store for `seconds`. From its thread."""
@@ -119,9 +164,7 @@ class Spans:
             return
         trace = current()
         context = _remote(trace) if trace is not None else None
-        with self._tracer.start_as_current_span(
-            f"taskpass.{name}", context=context, record_exception=False, set_status_on_exception=False
-        ):
+        with self._tracer.start_as_current_span(f"taskpass.{name}", context=context, **_NO_EXCEPTIONS):
             yield
 
     def close(self) -> None:

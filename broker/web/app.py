@@ -17,11 +17,11 @@ from broker.errors import Malformed, NotFound, TaskpassError
 from broker.keys import Keyring
 from broker.service import Broker
 from broker.signals.attempts import Attempts
-from broker.telemetry.tracing import Spans
+from broker.telemetry.tracing import Spans, enter
 from broker.web import audit, credentials, oauth, operations, operator, revocations, tasks, token
 from broker.web.feed import Feed
 from broker.web.guards import check_guards, guard, record, routes_of
-from broker.web.http import problem, unforeseen
+from broker.web.http import naming, problem, unforeseen
 from broker.web.openapi import publish
 from broker.web.readiness import Ready
 
@@ -128,10 +128,12 @@ class Application(FastAPI):
         self._direct[method, path] = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request, under its id."""
         app: ASGIApp = super().__call__
         if scope["type"] == "http":
             app = self._direct.get((scope["method"], scope["path"]), app)
+            if app is not self.token_endpoint:  # which does without what this costs
+                send = naming(enter(scope["headers"]), send)
         await app(scope, receive, send)
 
 

@@ -11,14 +11,19 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from broker.service.issuance import TokenAnswer
+from broker.telemetry.tracing import request_id_in
 from broker.web.connections import BoundedProtocol
-from broker.web.token import HEADERS, PATH, TokenEndpoint, granted
+from broker.web.token import HEADERS, PATH, TokenEndpoint, granted, named
 
 _PATH: Final = PATH.encode()
 
 
 def _head(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % pair for pair in headers)
+    return STATUS_LINE[status] + _lines(headers)
+
+
+def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers])
 
 
 _GRANTED: Final = _head(200, HEADERS)  # and then its length
@@ -95,6 +100,7 @@ class Exchange:
         "_body",
         "_connection",
         "_endpoint",
+        "_request_id",
         "disconnected",
         "keep_alive",
         "more_body",
@@ -108,6 +114,7 @@ class Exchange:
         self._endpoint = endpoint
         self._body: bytes | None = b""
         self._address: str | None = None
+        self._request_id: str | None = None
         self.more_body = True
         self.keep_alive = keep_alive  # cleared by the connection when the server stops
         self.disconnected = False  # set by the connection
@@ -122,6 +129,7 @@ class Exchange:
         """The request is whole: read it and hand it over."""
         self.more_body = False
         self._address = self._connection.address_of(headers)
+        self._request_id = request_id_in(headers)
         try:
             self._endpoint.admit(self._address)
             request = self._endpoint.read(headers, self._body)
@@ -131,11 +139,12 @@ class Exchange:
 
     def _answer(self, answer: TokenAnswer | Exception) -> None:
         if isinstance(answer, Exception):
-            response = self._endpoint.refusal(answer, self._address)
+            response = self._endpoint.refusal(answer, self._address, self._request_id)
             self._write(_head(response.status_code, response.raw_headers), bytes(response.body))
         else:
             body = granted(answer)
-            self._write(b"%bcontent-length: %d\r\n" % (_GRANTED, len(body)), body)
+            head = b"%b%bcontent-length: %d\r\n" % (_GRANTED, _lines(named(self._request_id)), len(body))
+            self._write(head, body)
 
     def _write(self, head: bytes, body: bytes) -> None:
         """The answer, and the connection's turn to the next request."""

@@ -72,8 +72,8 @@ class Facts:
         """Every fact that can be known now; those of a ledger that cannot be read are missing."""
         reasons = self._readiness.reasons()
         facts: list[Fact] = [
-            ("ready", float(not reasons), {}),
-            *(("not_ready", 1.0, {"code": reason.code}) for reason in reasons),
+            ("ready", float(all(reason.degrades for reason in reasons)), {}),
+            *(("degraded" if each.degrades else "not_ready", 1.0, {"code": each.code}) for each in reasons),
             ("build", 1.0, {"version": self._version}),
             ("provisional_kills", len(self._provisional), {}),
         ]

@@ -17,7 +17,6 @@ from broker.model import Caller
 from broker.service import Broker
 from broker.service.callers import kind_of
 from broker.signals.attempts import Attempts
-from broker.telemetry import tracing
 
 AGENT, VERIFIER, OPERATOR = "agent", "verifier", "operator"
 ANY = frozenset({AGENT, VERIFIER, OPERATOR})
@@ -94,7 +93,6 @@ GUARDS: dict[tuple[str, str], Guard] = {
 
 async def guard(request: Request) -> None:
     """Authenticate the caller of a guarded route and leave it in the request's state."""
-    tracing.enter(request.scope["headers"])
     broker: Broker = request.app.state.broker
     if not request.scope[
         "path"

@@ -4,7 +4,6 @@ RFC 6749 section 5.2 at the OAuth endpoints, RFC 9457 problem details elsewhere;
 nothing, with its cause in the log under the same request id.
 """
 
-import secrets
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -15,15 +14,18 @@ import structlog
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.responses import Response
+from starlette.types import Message, Send
 
 from broker import jose
 from broker.errors import Malformed, NotAuthenticated, TaskpassError, Unavailable
+from broker.telemetry.tracing import entered
 
 log = structlog.get_logger(__name__)
 
 _MAX_FIELDS = 32
 _REPEATED = 100
 NO_STORE = {"cache-control": "no-store"}
+REQUEST_ID = b"x-request-id"
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -108,19 +110,25 @@ def _decoded_before(text: str) -> str:
     return unquote_plus(text, errors="strict")
 
 
-def request_id() -> str:
-    """An id that joins an answer to its log line."""
-    return f"req_{secrets.token_hex(8)}"
+def naming(request_id: str, send: Send) -> Send:
+    """`send`, with the request's id in the head of its answer."""
+
+    async def send_named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), (REQUEST_ID, request_id.encode())]}
+        await send(message)
+
+    return send_named
 
 
-def oauth_error(error: TaskpassError, *, challenge: bool = False) -> Response:
-    """An error at an OAuth endpoint (RFC 6749 section 5.2). A policy's refusal is a 400 here. `challenge`: the caller
-    tried to authenticate with a header.
+def oauth_error(error: TaskpassError, reference: str, *, challenge: bool = False) -> Response:
+    """An error at an OAuth endpoint (RFC 6749 section 5.2). A policy's refusal is a 400 here. `reference` is the
+    request's id; `challenge`: the caller tried to authenticate with a header.
     """
-    reference = _log(error)
+    _log(error, reference)
     status = 400 if error.status == 403 else error.status
     body = {"error": error.code, "error_description": _ascii(error.sentence), **error.body(), "request_id": reference}
-    headers = {"pragma": "no-cache", **_headers(error, reference)}
+    headers = {"pragma": "no-cache", **_headers(error)}
     if challenge and status == 401:
         headers["www-authenticate"] = "Bearer"
     return json_answer(body, status, headers)
@@ -128,7 +136,8 @@ def oauth_error(error: TaskpassError, *, challenge: bool = False) -> Response:
 
 def problem(error: TaskpassError, status: int | None = None) -> Response:
     """An error anywhere else (RFC 9457), under another status than its own if one is given."""
-    reference, status = _log(error, structlog.contextvars.get_contextvars().get("request_id")), status or error.status
+    reference, status = entered(), status or error.status
+    _log(error, reference)
     body = {
         "type": f"urn:taskpass:error:{error.code}",
         "title": type(error).__name__,
@@ -138,7 +147,7 @@ def problem(error: TaskpassError, status: int | None = None) -> Response:
         **error.body(),
         "request_id": reference,
     }
-    headers = _headers(error, reference)
+    headers = _headers(error)
     if isinstance(error, NotAuthenticated):
         headers["www-authenticate"] = "Bearer"
     return Response(orjson.dumps(body), status, {**NO_STORE, **headers}, "application/problem+json")
@@ -149,19 +158,14 @@ def unforeseen(exception: Exception) -> TaskpassError:
     return TaskpassError("Something went wrong in the broker. Nothing was issued.", internal=repr(exception))
 
 
-def _headers(error: TaskpassError, reference: str) -> dict[str, str]:
-    headers = {"x-request-id": reference}
-    if isinstance(error, Unavailable):
-        headers["retry-after"] = str(error.retry_after)
-    return headers
+def _headers(error: TaskpassError) -> dict[str, str]:
+    return {"retry-after": str(error.retry_after)} if isinstance(error, Unavailable) else {}
 
 
-def _log(error: TaskpassError, reference: str | None = None) -> str:
-    """Log a refusal under its request's id, and return that."""
-    reference = reference or request_id()
+def _log(error: TaskpassError, reference: str) -> None:
+    """Log a refusal under its request's id."""
     write = log.error if error.status >= 500 else log.info
     write("refused", request_id=reference, code=error.code, decision_id=error.decision_id, internal=error.internal)
-    return reference
 
 
 def _printable(text: str) -> str:

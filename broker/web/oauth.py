@@ -17,6 +17,7 @@ from broker.service.asks import (
     DETAILS_TYPE,
     JWT_BEARER,
 )
+from broker.telemetry.tracing import entered
 from broker.web.guards import authenticated, bearer, record
 from broker.web.http import json_answer, oauth_error, read_form
 
@@ -47,7 +48,7 @@ async def _client(request: Request, form: dict[str, str]) -> Caller:
 async def _refused(request: Request, error: TaskpassError) -> Response:
     """The error, recorded if its caller is known; with a challenge if a header was used (RFC 6749 section 5.2)."""
     await record(request, error)
-    return oauth_error(error, challenge="authorization" in request.headers)
+    return oauth_error(error, entered(), challenge="authorization" in request.headers)
 
 
 async def _token_form(request: Request) -> tuple[dict[str, str], str]:

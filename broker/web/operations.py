@@ -10,6 +10,7 @@ from starlette.responses import Response
 from broker.errors import NotAuthenticated, NotFound
 from broker.web.guards import bearer
 from broker.web.http import NO_STORE, json_answer
+from broker.web.readiness import Reason
 
 router = APIRouter()
 scraping = APIRouter()
@@ -24,9 +25,12 @@ async def alive() -> Response:
 
 @router.get("/readyz")
 async def ready(request: Request) -> Response:
-    """Ready to issue, or every reason why not, with its code and what to do."""
-    reasons = [reason.to_json() for reason in request.app.state.ready()]
-    return json_answer({"status": "not ready" if reasons else "ready", "reasons": reasons}, 503 if reasons else 200)
+    """Ready to issue, or every reason why not, with its code and what to do. What is degraded is ready."""
+    reasons: list[Reason] = request.app.state.ready()
+    refuses = any(not reason.degrades for reason in reasons)
+    status = "not ready" if refuses else "degraded" if reasons else "ready"
+    body = {"status": status, "reasons": [reason.to_json() for reason in reasons]}
+    return json_answer(body, 503 if refuses else 200)
 
 
 @scraping.get("/metrics")

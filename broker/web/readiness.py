@@ -1,10 +1,12 @@
-"""Why this process would refuse to issue now: each reason with a code that stays, and what to do about it."""
+"""Why this process would refuse to issue now, or does with less than it was given: each reason with a code that stays,
+and what to do about it.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from broker.errors import TaskpassError
+from broker.errors import TaskpassError, Unavailable
 from broker.ledger import Ledger, LedgerStopped, LedgerUnavailable, Now
 from broker.rules import RulesInForce
 
@@ -19,9 +21,16 @@ NEXT = MappingProxyType(
         "rules_missing": "This ledger has no registry and policies yet: see the control process's log.",
         "issuance_stopped": "Mend the files that it names, then: taskpass reload.",
         "clock_behind": "Mend this host's clock; then it goes on by itself.",
+        "vault_away": "Look at the vault of the signing keys, the way to it and the token for it. Nothing has to be "
+        "restarted: it is asked every second.",
+        "signals_lost": "Look at Redis. Nothing waits for it: brokers look into the ledger by themselves meanwhile.",
     }
 )
 """Every code, and what to do. Codes are part of the interface: alerts and scripts name them."""
+
+
+DEGRADES = frozenset({"signals_lost"})
+"""Codes of what changes no answer: with nothing else wrong the process is ready, and says that it is degraded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,11 @@ class Reason:
     code: str
     detail: str
 
+    @property
+    def degrades(self) -> bool:
+        """Whether the process is ready all the same."""
+        return self.code in DEGRADES
+
     def to_json(self) -> dict[str, str]:
         """As `/readyz` shows it."""
         return {"code": self.code, "detail": self.detail, "next": NEXT[self.code]}
@@ -39,9 +53,20 @@ class Reason:
 class Readiness:
     """Asked by `/readyz` and by metrics. `now` is the host's clock."""
 
-    def __init__(self, *, ledger: Ledger, rules: RulesInForce, now: Now) -> None:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        rules: RulesInForce,
+        away: Callable[[], Unavailable | None],
+        lost: Callable[[], bool],
+        now: Now,
+    ) -> None:
+        """`away`: why tokens cannot be signed. `lost`: whether other brokers are not heard at once."""
         self._ledger = ledger
         self._rules = rules
+        self._away = away
+        self._lost = lost
         self._now = now
         self._write_failed: int | None = None
 
@@ -50,7 +75,7 @@ class Readiness:
         self._write_failed = self._now() if failed else None
 
     def reasons(self) -> list[Reason]:
-        """Why not, or nothing."""
+        """Why not, or only with less; or nothing."""
         try:
             with self._ledger.read() as r:
                 head = r.head()
@@ -68,6 +93,11 @@ class Readiness:
         if behind_ms > _TOLERATED_BEHIND_MS:
             sentence = f"this host's clock is {behind_ms // 1000} s behind the ledger's time: every proof has expired"
             found.append(Reason("clock_behind", sentence))
+        away = self._away()
+        if away is not None:
+            found.append(Reason("vault_away", away.sentence))
+        if self._lost():
+            found.append(Reason("signals_lost", "Redis does not answer: other brokers are not heard at once."))
         return found
 
     def _rules_missing(self) -> list[Reason]:

@@ -16,14 +16,14 @@ from broker.service import Broker
 from broker.service.asks import TokenRequest, read_token_request
 from broker.service.issuance import Tell, TokenAnswer
 from broker.signals.attempts import Attempts
-from broker.telemetry.tracing import traceparent_in
-from broker.web.http import oauth_error, parse_form, unforeseen
+from broker.telemetry.tracing import new_request_id, request_id_in, traceparent_in
+from broker.web.http import REQUEST_ID, oauth_error, parse_form, unforeseen
 from issuers.access_token import details
 
 PATH = "/oauth2/token"
 
 HEADERS = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"), (b"pragma", b"no-cache"))
-"""Of every granted answer, beside its length."""
+"""Of every granted answer, beside its length and the request's id."""
 
 _PROVED_NOTHING = (Malformed, NotAuthenticated, InvalidGrant)
 """Refusals, when no decision is recorded with them: their sender is unknown."""
@@ -40,6 +40,7 @@ class TokenEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one token request as an ASGI application."""
         address = scope["client"][0] if scope.get("client") else None
+        request_id = request_id_in(scope["headers"])
         try:
             self.admit(address)
             if not scope["path"].isprintable():  # as in `guards.guard`
@@ -47,10 +48,10 @@ class TokenEndpoint:
             request = self.read(scope["headers"], await _body(receive, self.max_body), query=scope["query_string"])
             answer = await self._broker.issuance.issue(request)
         except Exception as error:  # noqa: BLE001  (rendered: a refusal, or a 500 that leaks nothing)
-            await self.refusal(error, address)(scope, receive, send)
+            await self.refusal(error, address, request_id)(scope, receive, send)
             return
         payload = granted(answer)
-        headers = [*HEADERS, (b"content-length", str(len(payload)).encode())]
+        headers = [*HEADERS, *named(request_id), (b"content-length", str(len(payload)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": payload})
 
@@ -77,13 +78,23 @@ class TokenEndpoint:
         """See `Issuance.submit`."""
         self._broker.issuance.submit(request, tell)
 
-    def refusal(self, error: Exception, address: str | None) -> Response:
+    def refusal(self, error: Exception, address: str | None, request_id: str | None) -> Response:
         """The answer to a request that failed. It counts against its address when its sender is unknown."""
         if not isinstance(error, TaskpassError):
-            return oauth_error(unforeseen(error))
-        if isinstance(error, _PROVED_NOTHING) and error.decision_id is None:
+            error = unforeseen(error)
+        elif isinstance(error, _PROVED_NOTHING) and error.decision_id is None:
             self._attempts.failed(address)
-        return oauth_error(error)
+        reference = request_id or new_request_id()
+        response = oauth_error(error, reference)
+        response.raw_headers += named(reference)
+        return response
+
+
+def named(request_id: str | None) -> list[tuple[bytes, bytes]]:
+    """The header that repeats a request's id. One that came without is only given one to join a refusal to its log
+    line: what was granted has its `decision_id`, and is not logged.
+    """
+    return [] if request_id is None else [(REQUEST_ID, request_id.encode())]
 
 
 def granted(answer: TokenAnswer) -> bytes:

@@ -8,82 +8,16 @@ import gzip
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from broker.attest.fetch import Endpoint, FetchFailed, check_address, fetch
 from broker.jose import load_jwks
 from tests.jose.forge import dump, jwk
+from tests.tls import Tls
 
 HOST = "issuer.test"
 JWKS = dump({"keys": [jwk()]})
-
-
-def certificate(name: str, issuer=None, key=None, *, hosts: tuple[str, ...] = (), authority: bool = False):
-    key = key or ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer[0].subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(datetime.now(UTC) - timedelta(days=1))
-        .not_valid_after(datetime.now(UTC) + timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    )
-    signer = issuer[1] if issuer else key
-    builder = builder.add_extension(
-        x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
-    )
-    if authority:
-        usage = dict.fromkeys(
-            (
-                "digital_signature",
-                "content_commitment",
-                "key_encipherment",
-                "data_encipherment",
-                "key_agreement",
-                "encipher_only",
-                "decipher_only",
-            ),
-            False,
-        )
-        builder = builder.add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True)
-    if hosts:
-        builder = builder.add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts]), critical=False
-        )
-    return builder.sign(signer, hashes.SHA256()), key
-
-
-class Tls:
-    """A certificate authority and server contexts for host names."""
-
-    def __init__(self, directory) -> None:
-        self._directory = directory
-        self.authority = certificate("test authority", authority=True)
-        self.ca_file = str(directory / "ca.pem")
-        (directory / "ca.pem").write_bytes(self.authority[0].public_bytes(serialization.Encoding.PEM))
-
-    def context(self, host: str, issuer=None) -> ssl.SSLContext:
-        made, key = certificate(host, issuer or self.authority, hosts=(host,))
-        path = self._directory / f"{host}-{made.serial_number}.pem"
-        path.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-            + made.public_bytes(serialization.Encoding.PEM)
-        )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(path)
-        return context
 
 
 @pytest.fixture(scope="module")

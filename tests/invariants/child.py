@@ -1,7 +1,7 @@
 """One broker process for tests that kill it: `python -m tests.invariants.child CONFIG READY_FD serve | ROLE [LISTEN]`.
 
 `serve` is the real thing, supervisor and all. A single process of a role may be told by its environment to use another
-clock, and to fail at a chosen step (`failpoints`).
+clock, to fail at a chosen step (`failpoints`), and to be of the next version (`next_version`).
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from broker.app import Role
 from broker.config import load_config
 from broker.issuing import Opened
 from broker.stores import wall_clock
-from tests.invariants import failpoints
+from tests.invariants import failpoints, next_version
 from tests.invariants.file_backend import PLACE, FileIssuer
 
 CLOCK_OFFSET_MS = "INVARIANTS_CLOCK_OFFSET_MS"
@@ -56,6 +56,7 @@ def main() -> int:
     if CLOCK_IS_OURS_ALONE in os.environ:
         stores._instead_of_the_databases = lambda _: None
     failpoints.install()
+    next_version.install()
     listening = processes.listen_on(address)
     asyncio.run(processes.serve_one(config, role=role, listening=listening, ready=lambda: _tell(int(ready_fd))))
     return 0

@@ -1,15 +1,22 @@
 """Several brokers on one PostgreSQL: their configurations, and clients that find whichever of them answers."""
 
+import asyncio
+import random
 from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
+from broker.ledger.postgres_audit import PostgresStore
+from broker.ledger.verify import verify_store
+from broker.sdk.errors import Refused
 from broker.sdk.identity import CallableIdentity
 from broker.sdk.verifier import Verifier
 from demo.ports import free_port
-from tests.invariants.checker import Facts, read_database
-from tests.invariants.kit import AUDIENCES, Site
+from tests.invariants.checker import Facts, Transcript, check, read_database
+from tests.invariants.kit import AGENTS, AUDIENCES, Client, Site
 from tests.postgres import Server
 
 
@@ -92,3 +99,67 @@ def verifier_of(cluster: Cluster, way: Balanced, *, bound_s: float = 30) -> Veri
         staleness_bound_s=bound_s,
         http=lambda: httpx2.AsyncClient(transport=way, timeout=5),
     )
+
+
+# --- What clients do and see -----------------------------------------------------------------------------------------
+
+
+def sound(cluster: Cluster, transcript: Transcript) -> None:
+    """All invariants, by the independent checker, and the product's own audit."""
+    assert check(cluster.facts(), transcript, audiences=AUDIENCES) == []
+    report = verify_store(PostgresStore(cluster.url, "the test's database"))
+    assert report.sound, report.findings
+
+
+def refuses(verifier: Verifier, token: str) -> bool:
+    try:
+        verifier.verify(token)
+    except Refused:
+        return True
+    return False
+
+
+class Clients:
+    """One client of each broker, all of one transcript."""
+
+    def __init__(self, cluster: Cluster, urls: list[str]) -> None:
+        self.transcript = Transcript()
+        self._stack = AsyncExitStack()
+        self.each = [Client(cluster, httpx2.AsyncClient(base_url=url, timeout=10), self.transcript) for url in urls]
+
+    async def __aenter__(self) -> list[Client]:
+        for client in self.each:
+            await self._stack.enter_async_context(client.http)
+        return self.each
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+
+async def token_of(client: Client, agent: str) -> str:
+    response = await client.token(agent)
+    assert response.status_code == 200, response.text
+    return str(response.json()["access_token"])
+
+
+async def receipt_at(client: Client, kill_id: str) -> dict[str, Any]:
+    answer = await client.operate("GET", f"/v1/kills/{kill_id}?wait_ms=5000")
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+async def load(client: Client, seed: int) -> None:
+    """Ask for tokens until cancelled; a broker that is gone is not asked again soon."""
+    dice = random.Random(seed)
+    while True:
+        try:
+            await client.token(dice.choice(AGENTS[2:]))
+        except httpx2.HTTPError:
+            await asyncio.sleep(0.1)
+
+
+async def made_durable(client: Client, kill_id: str) -> bool:
+    with suppress(httpx2.HTTPError):
+        answer = await client.operate("GET", f"/v1/kills/{kill_id}")
+        return answer.status_code == 200 and answer.json()["durable"]
+    return False

@@ -5,25 +5,33 @@
 
 import asyncio
 import os
-import random
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Any
+from secrets import token_hex
 
 import httpx2
 import pytest
 
-from broker.ledger.postgres_audit import PostgresStore
-from broker.ledger.verify import verify_store
-from broker.sdk.errors import Refused
-from broker.sdk.verifier import Verifier
-from tests.invariants.checker import Transcript, check
+from broker.ledger.commands.guards import mark_of
+from broker.model import Proof
+from tests.invariants.checker import Event, Transcript
 from tests.invariants.child import CLOCK_IS_OURS_ALONE, CLOCK_OFFSET_MS
-from tests.invariants.cluster import Balanced, Cluster, verifier_of
-from tests.invariants.kit import AGENTS, AUDIENCES, Child, Client, child, children_of
+from tests.invariants.cluster import (
+    Balanced,
+    Clients,
+    Cluster,
+    load,
+    made_durable,
+    receipt_at,
+    refuses,
+    sound,
+    token_of,
+    verifier_of,
+)
+from tests.invariants.kit import IDP, Child, Client, child, children_of
 from tests.invariants.test_race import Run
 from tests.invariants.test_serve import until
 from tests.postgres import Server, server_or_skip
@@ -33,7 +41,8 @@ pytestmark = pytest.mark.e2e
 
 RACE_S = float(os.environ.get("TASKPASS_SOAK", "10"))
 MANY_KILLS = 200
-STANDS_STILL_S = 3.0
+STANDS_STILL_S = 30.0
+LOSES_ITS_TURN_WITHIN_S = 5.0  # two seconds, and what is left of waiting for it
 FAILS_OVER_WITHIN_S = 2.0
 FOUR_MINUTES_MS = 240_000
 
@@ -43,50 +52,6 @@ def server() -> Iterator[Server]:
     server = server_or_skip(fsync="off")  # no test here harms the database
     yield server
     server.close()
-
-
-def sound(cluster: Cluster, transcript: Transcript) -> None:
-    """All invariants, by the independent checker, and the product's own audit."""
-    assert check(cluster.facts(), transcript, audiences=AUDIENCES) == []
-    report = verify_store(PostgresStore(cluster.url, "the test's database"))
-    assert report.sound, report.findings
-
-
-def refuses(verifier: Verifier, token: str) -> bool:
-    try:
-        verifier.verify(token)
-    except Refused:
-        return True
-    return False
-
-
-class Clients:
-    """One client of each broker, all of one transcript."""
-
-    def __init__(self, cluster: Cluster, urls: list[str]) -> None:
-        self.transcript = Transcript()
-        self._stack = AsyncExitStack()
-        self.each = [Client(cluster, httpx2.AsyncClient(base_url=url, timeout=10), self.transcript) for url in urls]
-
-    async def __aenter__(self) -> list[Client]:
-        for client in self.each:
-            await self._stack.enter_async_context(client.http)
-        return self.each
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
-
-
-async def token_of(client: Client, agent: str) -> str:
-    response = await client.token(agent)
-    assert response.status_code == 200, response.text
-    return str(response.json()["access_token"])
-
-
-async def receipt_at(client: Client, kill_id: str) -> dict[str, Any]:
-    answer = await client.operate("GET", f"/v1/kills/{kill_id}?wait_ms=5000")
-    assert answer.status_code == 200, answer.text
-    return dict(answer.json())
 
 
 # --- Any broker serves any verifier -----------------------------------------------------------------------------------
@@ -174,48 +139,73 @@ def test_verifiers_of_a_killed_broker_are_with_another_within_two_seconds(
     sound(cluster, transcript)
 
 
-async def load(client: Client, seed: int) -> None:
-    """Ask for tokens until cancelled; a broker that is gone is not asked again soon."""
-    dice = random.Random(seed)
-    while True:
-        try:
-            await client.token(dice.choice(AGENTS[2:]))
-        except httpx2.HTTPError:
-            await asyncio.sleep(0.1)
-
-
 def test_a_broker_that_stood_still_lets_nothing_through_that_died_meanwhile(tmp_path: Path, server: Server) -> None:
+    """Stopped in the middle of its work for half a minute. Whoever asked it gives up and does not know; then it goes on
+    with what it was asked, and the ledger says what became of that.
+    """
     cluster = Cluster(tmp_path, server, brokers=2)
     still, other = cluster.brokers
 
-    async def scenario(process: Child) -> Transcript:
-        clients = Clients(cluster, [still.tokens, other.tokens])
-        async with clients as (at_still, at_other):
+    async def scenario(process: Child) -> tuple[Transcript, list[str]]:
+        clients = Clients(cluster, [still.tokens, other.tokens, still.tokens])
+        async with clients as (at_still, at_other, patient):
+            patient.http.timeout = 2 * STANDS_STILL_S
             await at_other.login()
             async with verifier_of(cluster, Balanced([still.tokens]), bound_s=1.5) as verifier:
                 dead, alive = await token_of(at_still, "bot-0"), await token_of(at_still, "bot-1")
                 assert (await verifier.averify(dead)).agent == "bot-0"
-                pending = [asyncio.create_task(at_still.token("bot-0")) for _ in range(5)]
+                asking = [asyncio.create_task(given_up(at_still, "bot-0")) for _ in range(5)]
+                await asyncio.sleep(0.5)
                 process.process.send_signal(signal.SIGSTOP)
-                assert (await at_other.kill("agent", "bot-0")).status_code == 201
-                await asyncio.sleep(STANDS_STILL_S)
+                stopped = time.monotonic()
+                waiting = [asyncio.create_task(patient.token("bot-0")) for _ in range(5)]
+                killed = await at_other.kill("agent", "bot-0")
+                assert killed.status_code in (201, 202), killed.text  # it may have to wait for the turn of the other
+                await until(lambda: made_durable(at_other, killed.json()["id"]), within_s=LOSES_ITS_TURN_WITHIN_S)
+                await until(lambda: refuses(verifier, alive), within_s=3)
                 assert refuses(verifier, dead), "staler than its bound, it refuses by itself"
-                assert refuses(verifier, alive)
                 assert await token_of(at_other, "bot-2")
+                unknown = await asyncio.gather(*asking)
+                await asyncio.sleep(STANDS_STILL_S - (time.monotonic() - stopped))
                 process.process.send_signal(signal.SIGCONT)
                 await until(lambda: not refuses(verifier, alive))
                 assert refuses(verifier, dead)
-                for answer in await asyncio.gather(*pending):
-                    assert answer.status_code in (200, 400, 503), answer.text
+                assert {answer.json().get("outcome") for answer in await asyncio.gather(*waiting)} <= {"held", None}
                 assert (await at_still.token("bot-0")).json()["outcome"] == "held"
-        return clients.transcript
+        return clients.transcript, unknown
 
     with ExitStack() as stack:
         process, _ = (
             stack.enter_context(child(member, "all", member.tokens.removeprefix("http://")))
             for member in (still, other)
         )
-        sound(cluster, asyncio.run(scenario(process)))
+        transcript, unknown = asyncio.run(scenario(process))
+    sound(cluster, transcript)
+    events = cluster.facts().events
+    (kill,) = (event for event in events if event["type"] == "killed")
+    assert len(unknown) == 5
+    for jti in unknown:
+        for event in found_by(jti, events):
+            assert event["type"] == ("issued" if event["seq"] < kill["seq"] else "refused"), event
+
+
+async def given_up(client: Client, agent: str) -> str:
+    """Ask for tokens until one answer does not come; the jti of the assertion whose outcome is unknown then."""
+    while True:
+        jti = token_hex(12)
+        try:
+            answer = await client.token(agent, assertion=client.site.assertion(agent, jti=jti))
+        except httpx2.ReadTimeout:
+            return jti
+        assert answer.status_code in (200, 400, 503), answer.text
+
+
+def found_by(jti: str, events: list[Event]) -> list[Event]:
+    """What the ledger knows of a request, by the proof that it spent: nothing, or one event."""
+    mark = mark_of(Proof(IDP, jti, 0)).hex()
+    found = [event for event in events if event.get("proof") == mark]
+    assert len(found) <= 1, found
+    return found
 
 
 def test_a_broker_that_cannot_reach_the_store_still_answers_and_kills(tmp_path: Path, server: Server) -> None:
@@ -271,13 +261,6 @@ async def slowest(url: str, *, for_s: float) -> float:
     return worst
 
 
-async def made_durable(client: Client, kill_id: str) -> bool:
-    with suppress(httpx2.HTTPError):
-        answer = await client.operate("GET", f"/v1/kills/{kill_id}")
-        return answer.status_code == 200 and answer.json()["durable"]
-    return False
-
-
 # --- Three at once ----------------------------------------------------------------------------------------------------
 
 
@@ -292,7 +275,7 @@ def test_three_brokers_race_with_clocks_minutes_apart_and_one_that_stands_still(
     async def stand_still(process: Child) -> None:
         await asyncio.sleep(RACE_S / 3)
         process.process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(STANDS_STILL_S)
+        await asyncio.sleep(RACE_S / 3)
         process.process.send_signal(signal.SIGCONT)
 
     async def scenario(processes: list[Child]) -> None:

@@ -80,7 +80,7 @@ class PostgresHarness(Harness):
         return valid_until(self.server, values["username"])
 
     def fail_next(self, fault: Fault) -> None:
-        self.proxy.on_commit = {Fault.FAILED: "cut_request", Fault.HAPPENED: "cut_after"}[fault]
+        self.proxy.on_commit = {Fault.FAILED: "cut_request", Fault.HAPPENED: "cut_answer"}[fault]
 
     def after(self, minted: Minted) -> None:
         pytest.skip("the server's clock cannot be moved")

@@ -1,8 +1,11 @@
 """Shared by the ledger's tests: a clock that only a test moves, commands, a store that fails where it is told."""
 
+import secrets
+import shutil
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,7 +128,13 @@ class Made:
     def behind(self, sql: str, params: tuple[Any, ...] = ()) -> None:
         """Change the store behind the ledger's back."""
         with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA ignore_check_constraints = ON")
             connection.execute(sql, params)
+
+    def found(self, sql: str) -> list[tuple[Any, ...]]:
+        """The rows that a query past the ledger finds."""
+        with closing(sqlite3.connect(self.path)) as connection:
+            return connection.execute(sql).fetchall()
 
     def stored(self, sql: str) -> Any:
         """The one value that a query past the ledger finds."""
@@ -140,6 +149,15 @@ class Made:
     def proofs(self, ledger: Ledger) -> Proofs:
         """The read side."""
         return Proofs(ledger=ledger, origin=ORIGIN, key=lambda: self.key)
+
+    @contextmanager
+    def copied(self) -> Iterator["Made"]:
+        """A copy of the store, which nobody has open."""
+        made = copy(self)
+        made.path, made._opened = self.path.with_name(f"{secrets.token_hex(4)}.db"), []
+        shutil.copyfile(self.path, made.path)
+        yield made
+        made.close()
 
     def close(self) -> None:
         """Close every handle."""

@@ -1,5 +1,8 @@
 """A ledger on a throwaway PostgreSQL server."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import psycopg
@@ -49,6 +52,10 @@ class PostgresMade:
         """The one value that a query past the ledger finds."""
         return self.server.run(sql, self.database)[0][0]
 
+    def found(self, sql: str) -> list[tuple[Any, ...]]:
+        """The rows that a query past the ledger finds."""
+        return self.server.run(sql, self.database)
+
     @staticmethod
     def blob(data: bytes) -> str:
         """A literal."""
@@ -57,6 +64,18 @@ class PostgresMade:
     def proofs(self, ledger: Ledger) -> Proofs:
         """The read side."""
         return Proofs(ledger=ledger, origin=ORIGIN, key=lambda: self.key)
+
+    @contextmanager
+    def copied(self) -> Iterator["PostgresMade"]:
+        """A copy of the store, which nobody has open."""
+        made = copy(self)
+        made.database = self.server.new_database(like=self.database)
+        made.url, made._opened = self.server.url(made.database), []
+        try:
+            yield made
+        finally:
+            made.close()
+            self.server.run(f"DROP DATABASE {made.database}")
 
     def close(self) -> None:
         """Close every handle."""

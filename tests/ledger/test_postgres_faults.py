@@ -6,15 +6,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 
-from broker.ledger import LedgerNotOpened, LedgerUnavailable, OutcomeUnknown
+from broker.ledger import LedgerNotOpened, LedgerUnavailable, OutcomeUnknown, postgres_schema
 from broker.ledger.commands.issue import Asked, Issue, Verdict
 from broker.ledger.events import parse
 from broker.ledger.postgres import PostgresLedger
+from broker.ledger.postgres_audit import PostgresStore
+from broker.ledger.transfer import LedgerUnsound, ensure_sound, export_ledger
 from broker.model import Ask, Proof, Workload
+from tests.invariants import next_version
 from tests.ledger.kit import Note, count
 from tests.ledger.postgres import PostgresMade
 from tests.postgres import Server, server_or_skip
@@ -126,14 +130,11 @@ def test_while_nothing_can_be_looked_up_the_outcome_is_unknown(
     made: PostgresMade, proxy: Proxy, behind_proxy: PostgresLedger, what: str
 ) -> None:
     """All ways to the server turn into black holes; when they open again, the answer to the past is found first."""
-    proxy.on_commit = what
-    hole = threading.Thread(target=_silent_after_commit, args=(proxy,))
-    hole.start()
+    proxy.on_commit, proxy.then_silent = what, True
     started = time.monotonic()
     with pytest.raises(OutcomeUnknown):
         behind_proxy.commit([Note("in doubt")])
     assert time.monotonic() - started < 2 * ANSWERS_WITHIN_S
-    hole.join()
     with pytest.raises(LedgerUnavailable) as caught:
         behind_proxy.commit([Note("not this one")], priority=True)
     assert not isinstance(caught.value, OutcomeUnknown)
@@ -148,12 +149,9 @@ def test_while_nothing_can_be_looked_up_the_outcome_is_unknown(
 def test_what_was_issued_without_anybody_knowing_is_recorded_as_failed(
     made: PostgresMade, proxy: Proxy, behind_proxy: PostgresLedger
 ) -> None:
-    proxy.on_commit = "lose_answer"
-    hole = threading.Thread(target=_silent_after_commit, args=(proxy,))
-    hole.start()
+    proxy.on_commit, proxy.then_silent = "lose_answer", True
     with pytest.raises(OutcomeUnknown):
         behind_proxy.commit([Note("in doubt"), issue(made, "one"), issue(made, "one"), issue(made, "two")])
-    hole.join()
     proxy.silent = False
     proxy.cut()
     eventually(behind_proxy, "after")
@@ -178,14 +176,6 @@ def issue(made: PostgresMade, jti: str) -> Issue:
     workload = Workload("idp", "oidc", proof.issuer, "bot", {}, proof.expires, proof)
     asked = Asked("bot", "team", workload, None, Ask("invoices", ("invoices:read",)))
     return Issue(asked, Verdict("automatic", ["reads"], "", ""), "https://invoices.example.com", 300_000)
-
-
-def _silent_after_commit(proxy: Proxy) -> None:
-    seen, deadline = proxy.commits_seen, time.monotonic() + 10
-    while proxy.commits_seen == seen and time.monotonic() < deadline:
-        time.sleep(0.0005)
-    time.sleep(0.05)  # the request that is to arrive has arrived
-    proxy.silent = True
 
 
 # --- The server -------------------------------------------------------------------------------------------------------
@@ -408,8 +398,6 @@ def test_what_is_no_ledger_of_ours_is_refused(made: PostgresMade) -> None:
 def test_brokers_of_this_and_the_version_before_share_one_schema(
     made: PostgresMade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from broker.ledger import postgres_schema
-
     before = made.open()
     before.commit([Note("before")])
     known = postgres_schema.migrations()
@@ -425,9 +413,35 @@ def test_brokers_of_this_and_the_version_before_share_one_schema(
         after = made.open()
         assert after.commit([Note("after")]) == [2]
         is_sound(made)
+        assert made.verify().findings == []
     assert before.commit([Note("still there")]) == [3]
     assert made.open().commit([Note("started anew")]) == [4]
     assert after.commit([Note("beside it")]) == [5]
     made.behind(f"UPDATE ledger_schema SET version = {version + 2}, serves_from = {version + 1}")
     with pytest.raises(LedgerNotOpened, match="knows versions up to"):
         made.open()
+
+
+def test_an_audit_by_the_version_before_says_what_it_cannot_check(
+    made: PostgresMade, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as newer:
+        later = (next_version.version() + 1, next_version.MIGRATION)
+        newer.setattr(postgres_schema, "migrations", lambda: [*next_version.migrations(), later])
+        PostgresLedger.upgrade(made.url)
+    report = made.verify()
+    assert report.sound
+    assert [(found.code, found.warning) for found in report.findings] == [("schema_newer", True)]
+    store = PostgresStore(made.url, "the test's database")
+    for use in (
+        lambda: ensure_sound(store, "It"),
+        lambda: export_ledger(store, tmp_path / "copy", open_key=lambda *_: b""),
+    ):
+        with pytest.raises(LedgerUnsound, match="newer program"):
+            use()
+    made.behind("CREATE RULE quiet AS ON DELETE TO later DO INSTEAD NOTHING")
+    assert not made.verify().sound, "no migration makes rules"
+    made.behind("DROP RULE quiet ON later")
+    assert made.verify().sound
+    made.behind("DROP INDEX tasks_due")
+    assert not made.verify().sound, "what this program knows must be there"

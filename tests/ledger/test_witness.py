@@ -3,6 +3,7 @@
 import threading
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -73,8 +74,10 @@ def host(made: Made) -> Host:
     return Host(made.verifier_key)
 
 
-@pytest.fixture
-def url(host: Host) -> Iterator[str]:
+@contextmanager
+def listening(host: Host) -> Iterator[str]:
+    """The witness's submission prefix, while it is there."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             status, text = 404, ""
@@ -92,6 +95,12 @@ def url(host: Host) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/log"
         server.shutdown()
+
+
+@pytest.fixture
+def url(host: Host) -> Iterator[str]:
+    with listening(host) as prefix:
+        yield prefix
 
 
 def kept(made: Made, ledger: Ledger, host: Host, url: str) -> Kept:

@@ -69,8 +69,10 @@ def test_a_restart(server, how):
         a.tell(1)
         a.count(NAME)
         await until(lambda: not b.connected)
+        await until(lambda: a.lost and b.lost)
         await asyncio.to_thread(server.start)
         await until(lambda: b.connected)
+        await until(lambda: not (a.lost or b.lost))
         assert await ear.woken(), "what was told meanwhile was not heard, so it looks"
         await told_again(a, ear)
 
@@ -98,8 +100,10 @@ def test_a_black_hole(server):
             a.count(f"{NAME}{position}")
         assert time.monotonic() - before < 0.2, "whoever tells and counts waits for nothing"
         await until(lambda: not b.connected)
+        await until(lambda: a.lost and b.lost)
         server.thaw()
         await until(lambda: b.connected)
+        await until(lambda: not (a.lost or b.lost))
         await told_again(a, ear)
 
     two(server, test)

@@ -8,13 +8,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from broker.config import MetricsSection
+from broker.config import MetricsSection, SignalsSection
 from broker.errors import ConfigurationInvalid
 from broker.telemetry.catalogue import CATALOGUE, sample_names
 from broker.telemetry.metrics import Metrics
 from broker.telemetry.reports import Reports
+from demo.ports import free_port
 from tests.kit import Broker, Home
 from tests.service.memory_backend import Site
+from tests.signals.test_conformance import until
 
 TOKEN = "a token for scraping"
 _OF_THE_PROCESS = ("process_", "python_")
@@ -105,6 +107,38 @@ def test_an_expired_review_shows(broker: Broker):
     assert value(scraped(broker), "taskpass_agents_blocked") == 0
     broker.home.clock.forward(400 * 86_400)
     assert value(scraped(broker), "taskpass_agents_blocked") > 0
+
+
+def test_what_is_away_is_looked_up_when_somebody_asks():
+    away, lost, metrics = [False], [True], Metrics()
+    metrics.follow(vault_away=lambda: away[0], signals_lost=lambda: lost[0])
+
+    def seen() -> tuple[float | None, float | None]:
+        read = metrics.registry.get_sample_value
+        return read("taskpass_vault_away"), read("taskpass_signals_lost")
+
+    assert seen() == (0, 1)
+    away[0], lost[0] = True, False
+    assert seen() == (1, 0)
+
+
+def test_a_broker_without_redis_is_ready_and_says_what_it_lacks(tmp_path: Path):
+    home = Home(tmp_path / "broker")
+    nobody = SignalsSection(url=SecretStr(f"redis://127.0.0.1:{free_port()}/0"))
+    home.config = home.config.model_copy(update={"metrics": MetricsSection(token=SecretStr(TOKEN)), "signals": nobody})
+    started = Broker(home)
+
+    started.run(until(lambda: bool(started.process.app.state.ready())))
+    assert started.granted()
+    ready = started.get("/readyz")
+    assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+    assert [reason["code"] for reason in ready.json()["reasons"]] == ["signals_lost"]
+    found = scraped(started)
+    assert value(found, "taskpass_ready") == 1
+    assert value(found, "taskpass_degraded", code="signals_lost") == 1
+    assert value(found, "taskpass_signals_lost") == 1
+    assert "taskpass_not_ready" not in found
+    started.close()
 
 
 def test_reports_of_other_processes_keep_their_name_and_a_restart_is_a_reset(tmp_path: Path):

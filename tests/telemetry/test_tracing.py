@@ -13,6 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from broker.errors import ConfigurationInvalid
 from broker.sections import TracingSection
+from broker.service import Issuance
 from broker.telemetry.tracing import Spans, traceparent_in
 from tests.kit import Broker, Home
 from tests.service.memory_backend import Site
@@ -93,6 +94,24 @@ def test_log_lines_carry_the_id_that_the_answer_names(shared: Broker):
     assert again.json()["request_id"] != answer.json()["request_id"]
 
 
+def test_every_other_answer_names_its_request(shared: Broker):
+    for path in ("/livez", "/oauth2/jwks", "/readyz", "/no/such/path", "/v1/whoami"):
+        first, second = (shared.get(path).headers.get_list("x-request-id") for _ in range(2))
+        assert len(first) == len(second) == 1, path
+        assert first != second
+    given = {"x-request-id": "edge-7:42"}
+    whoami = shared.get("/v1/whoami", by="operator", headers=given)
+    assert (whoami.status_code, whoami.headers.get_list("x-request-id")) == (200, ["edge-7:42"])
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        answer = shared.get("/v1/tasks/nothing", by="operator", headers=given)
+    assert answer.json()["request_id"] == "edge-7:42"
+    assert [line["request_id"] for line in lines if line["event"] == "refused"] == ["edge-7:42"]
+    form = {"token": "x", "client_assertion": "a.b.c", "client_assertion_type": "nonsense"}
+    refused = shared.form("/oauth2/introspect", form, headers=given)
+    assert refused.json()["request_id"] == "edge-7:42"
+    assert refused.headers.get_list("x-request-id") == ["edge-7:42"]
+
+
 # --- Spans ------------------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +182,49 @@ def test_spans_of_batches_commits_and_kills_are_exported_and_tell_no_secret(tmp_
     for secret in (token, fields["client_assertion"]):
         assert secret.encode() not in everything
         assert secret.rpartition(".")[2].encode() not in everything
+
+
+def test_a_batch_is_told_by_its_stages_in_their_order(tmp_path: Path, collector: Collector):
+    home = Home(tmp_path / "broker")
+    home.config = home.config.model_copy(update={"tracing": TracingSection(endpoint=collector.url)})
+    broker = Broker(home)
+    headers = {"traceparent": SAMPLED}
+    answers = broker.gather(
+        broker.ask("POST", "/oauth2/token", data=broker.token_fields(**fields), headers=headers)
+        for fields in ({}, {}, {"assertion": "a.b.c"}, {"resource": "https://unknown.example.com"})
+    )
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 400, 401]
+    assert broker.events("issued")[-1]["traceparent"] == SAMPLED
+    broker.close()
+    spans = collector.spans()
+    batches = {span.span_id: span for span in spans if span.name == "taskpass.token_batch"}
+    assert sum(_requests(batch) for batch in batches.values()) == 4
+    stages = ("authenticate", "evaluate", "commit", "sign")
+    for batch in batches.values():
+        parts = [span for span in spans if span.parent_span_id == batch.span_id]
+        parts.sort(key=lambda span: span.start_time_unix_nano)
+        assert [part.name for part in parts] == [f"taskpass.{stage}" for stage in stages]
+        assert {part.trace_id for part in parts} == {batch.trace_id}
+        ends = [batch.start_time_unix_nano]
+        for part in parts:
+            assert part.start_time_unix_nano >= ends[-1]
+            ends.append(part.end_time_unix_nano)
+        assert batch.end_time_unix_nano >= ends[-1]
+    counted = {stage: sum(_requests(span) for span in spans if span.name == f"taskpass.{stage}") for stage in stages}
+    assert counted == {"authenticate": 4, "evaluate": 3, "commit": 3, "sign": 2}
+    tokens = [span for span in spans if span.name == "taskpass.token"]
+    assert {span.trace_id.hex() for span in tokens} == {TRACE}
+    assert {link.span_id for span in tokens for link in span.links} <= set(batches)
+    assert b"a.b.c" not in b"".join(collector.received)
+
+
+def _requests(span: Any) -> int:
+    (number,) = (each.value.int_value for each in span.attributes if each.key == "taskpass.requests")
+    return int(number)
+
+
+def test_without_tracing_nothing_stands_between(shared: Broker):
+    assert type(shared.process.broker.issuance) is Issuance
 
 
 def test_without_the_extra_it_says_so(monkeypatch: pytest.MonkeyPatch):

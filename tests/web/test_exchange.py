@@ -133,6 +133,29 @@ def test_a_plain_request_is_answered_on_its_connection(wire: Wire, answered: lis
     assert len(answered) == 1
 
 
+@pytest.mark.parametrize("given", ["0b9c7d5e-trace.1", "a" * 64, "a" * 65, "a/b", '"', "-a", ""])
+def test_both_ways_repeat_a_sane_request_id(wire: Wire, answered: list[object], given: str):
+    repeated = given if given.startswith(("0b9c", "a" * 64)) and len(given) <= 64 else None
+    for fields in ({}, {"scope": "invoices:burn"}):
+        line = f"X-Request-Id: {given}"
+        here = wire.send(request(wire.broker.token_fields(**fields), line))[0]
+        there = wire.broker.form("/oauth2/token", wire.broker.token_fields(**fields), headers={"x-request-id": given})
+        assert here.headers.keys() == there.headers.keys()
+        if repeated is not None:
+            assert here.headers["x-request-id"] == there.headers["x-request-id"] == repeated
+        if fields:
+            assert here.body["request_id"] == here.headers["x-request-id"]
+            assert (here.body["request_id"] == given) == (repeated is not None)
+        elif repeated is None:
+            assert "x-request-id" not in here.headers
+    assert len(answered) == 2
+
+
+def test_two_request_ids_are_none(wire: Wire):
+    twice = ("X-Request-Id: one", "X-Request-Id: two")
+    assert "x-request-id" not in wire.send(request(wire.broker.token_fields(), *twice))[0].headers
+
+
 def test_a_connection_serves_many_requests(wire: Wire, answered: list[object]):
     async def several() -> list[int]:
         async with wire.connected() as (reader, writer):

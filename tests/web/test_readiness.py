@@ -39,8 +39,10 @@ class _Rules:
 def made() -> Any:
     clock, rules = Clock(), _Rules()
     ledger = _Ledger(Head("abcdef01", 10, clock.now))
-    readiness = Readiness(ledger=ledger, rules=rules, now=clock)  # type: ignore[arg-type]
-    return SimpleNamespace(clock=clock, ledger=ledger, rules=rules, readiness=readiness)
+    away: list[Unavailable | None] = [None]
+    lost = [False]
+    readiness = Readiness(ledger=ledger, rules=rules, away=lambda: away[0], lost=lambda: lost[0], now=clock)  # type: ignore[arg-type]
+    return SimpleNamespace(clock=clock, ledger=ledger, rules=rules, away=away, lost=lost, readiness=readiness)
 
 
 def codes(made: Any) -> list[str]:
@@ -66,6 +68,15 @@ def test_all_that_is_wrong_is_said_at_once(made: Any):
     made.readiness.wrote(failed=True)
     assert codes(made) == ["ledger_unwritable", "issuance_stopped", "clock_behind"]
     assert all(reason.to_json()["next"] == NEXT[reason.code] for reason in made.readiness.reasons())
+
+
+def test_redis_that_is_lost_degrades_and_a_vault_that_is_away_stops_issuing(made: Any):
+    made.lost[0] = True
+    (reason,) = made.readiness.reasons()
+    assert (reason.code, reason.degrades) == ("signals_lost", True)
+    made.away[0] = Unavailable("The vault does not answer.")
+    reasons = made.readiness.reasons()
+    assert [(reason.code, reason.degrades) for reason in reasons] == [("vault_away", False), ("signals_lost", True)]
 
 
 def test_a_write_that_failed_is_forgotten_by_one_that_did_not_or_after_a_while(made: Any):

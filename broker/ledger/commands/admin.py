@@ -94,9 +94,11 @@ class Started:
 
     role: str
     version: str
+    file: str | None = None  # the ledger's file, by its number
 
     def apply(self, tx: Tx) -> int:
-        return tx.append("broker.started", {"role": self.role, "version": self.version})
+        file = {} if self.file is None else {"file": self.file}
+        return tx.append("broker.started", {"role": self.role, "version": self.version, **file})
 
 
 @dataclass(frozen=True, slots=True)
