@@ -8,7 +8,8 @@ grows, with jitter, so that brokers do not return all at once. Callers never wai
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -102,7 +103,7 @@ class RedisSignals:
 
     async def _listen(self) -> None:
         """Hear wake-ups until something is wrong with the connection."""
-        async with self._client() as client, client.pubsub() as channel:
+        async with self._connected() as client, client.pubsub() as channel:
             try:
                 async with asyncio.timeout(REPLY_S):
                     await channel.subscribe(self._channel)
@@ -146,7 +147,7 @@ class RedisSignals:
 
     async def _send(self) -> None:
         """Send what has come together, until something is wrong with the connection. What was on its way is lost."""
-        async with self._client() as client:
+        async with self._connected() as client:
             async with asyncio.timeout(REPLY_S):
                 await client.ping()
             self._works(self._send)
@@ -198,6 +199,25 @@ class RedisSignals:
             self._failing.discard(part.__name__)
             self.lost = bool(self._failing)
             log.info("signals_back", part=part.__name__)
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Redis]:
+        """A client, closed at the end whoever is cancelled meanwhile: half closed, it would keep its connection."""
+        client = self._client()
+        try:
+            yield client
+        finally:
+            closing, cancelled = asyncio.ensure_future(client.aclose()), False
+            while not closing.done():
+                try:
+                    await asyncio.wait([closing])
+                except asyncio.CancelledError:
+                    cancelled = True
+            problem = closing.exception()
+            if cancelled:
+                raise asyncio.CancelledError
+            if problem is not None:
+                raise problem
 
     def _client(self) -> "Redis":
         options: dict[str, Any] = {"ssl_ca_certs": str(self._place.ca_file)} if self._place.ca_file else {}

@@ -342,11 +342,11 @@ def test_a_broker_that_stands_still_in_its_turn_loses_it(made: PostgresMade) -> 
 def test_ordinary_writers_wait_while_a_kill_is_pending(made: PostgresMade) -> None:
     holder, kill, ordinary = (made.open(turn_timeout_s=10, write_s=10) for _ in range(3))
     link, _ = holder._take_turn(priority=False)
-    order: list[str] = []
+    order: dict[int, str] = {}
 
     def write(ledger: PostgresLedger, text: str, *, priority: bool) -> None:
-        ledger.commit([Note(text)], priority=priority)
-        order.append(text)
+        (seq,) = ledger.commit([Note(text)], priority=priority)
+        order[seq] = text
 
     threads = []
     for number, (ledger, text, priority) in enumerate(((ordinary, "ordinary", False), (kill, "kill", True)), 1):
@@ -358,7 +358,7 @@ def test_ordinary_writers_wait_while_a_kill_is_pending(made: PostgresMade) -> No
     link.script("ROLLBACK")
     for thread in threads:
         thread.join(20)
-    assert order == ["kill", "ordinary"]
+    assert [order[seq] for seq in sorted(order)] == ["kill", "ordinary"]
 
 
 def test_brokers_share_the_positions(made: PostgresMade) -> None:

@@ -331,6 +331,7 @@ def test_a_kill_that_the_ledger_has_yet_to_record_stops_it(site: Site, monkeypat
         calls.append(claims)
         return covering(claims, kid) if len(calls) == 1 else "kil_provisional"  # it comes after the decision
 
+    monkeypatch.setattr(stops, "any", lambda: True)
     monkeypatch.setattr(stops, "covering", late)
     site.clock.forward(10)
     assert site.renew(body["id"]).status_code == 403

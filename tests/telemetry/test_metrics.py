@@ -113,9 +113,9 @@ def test_what_is_away_is_looked_up_when_somebody_asks():
     away, lost, metrics = [False], [True], Metrics()
     metrics.follow(vault_away=lambda: away[0], signals_lost=lambda: lost[0])
 
-    def seen() -> tuple[float | None, float | None]:
-        read = metrics.registry.get_sample_value
-        return read("taskpass_vault_away"), read("taskpass_signals_lost")
+    def seen() -> tuple[float, float]:
+        read = {sample.name: sample.value for family in metrics.collect() for sample in family.samples}
+        return read["taskpass_vault_away"], read["taskpass_signals_lost"]
 
     assert seen() == (0, 1)
     away[0], lost[0] = True, False
