@@ -6,6 +6,7 @@ heartbeat, and die like any other credential: by expiry, by a kill that covers t
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,10 @@ SESSION_TYP = "session+jwt"
 SESSION_TTL_MS = {"agent": 900_000, "verifier": 900_000, "operator": 900_000}
 _ASSERTION_NEEDED = "A session cannot open another: present an assertion."
 _SESSIONS = 10_000
+_KEYS_LAST_S = 0.1
+"""How long the keys of sessions are used before they are read again: the reports of a kill come by the hundred at once,
+and a key is on show long before it signs.
+"""
 _MARK_WITHIN_S = 0.5
 """How long a kill waits for its proof to be marked as spent: a disk that hangs must not hold it up."""
 _REFUSALS = (Forbidden, NotFound, AccessDenied, UnauthorizedClient, NotAuthenticated)
@@ -89,6 +94,7 @@ class Callers:
             required=("sub", "kind", "seq", "iat"),
             max_lifetime_s=max(SESSION_TTL_MS.values()) // 1000,
         )
+        self._session_keys: tuple[float, jose.KeySet] | None = None  # when they were read, and they
         self._sessions: dict[bytes, tuple[jose.KeySet, jose.Claims]] = {}  # verified: digest -> with which keys, what
         self._unrecorded: dict[bytes, int] = {}  # proofs of kills that the ledger could not mark: mark -> expiry
 
@@ -241,7 +247,7 @@ class Callers:
 
     def _verified_session(self, token: str) -> jose.Claims:
         """The session's claims. What was verified once, with the keys of today, only grows older."""
-        keys, now_s = self._keyring.verifying("session"), self._now() // 1000
+        keys, now_s = self._keys_of_sessions(), self._now() // 1000
         digest = hashlib.sha256(token.encode()).digest()
         known = self._sessions.get(digest)
         if known is not None and known[0] is keys and now_s < known[1].expires_s:
@@ -256,6 +262,12 @@ class Callers:
             self._sessions.clear()
         self._sessions[digest] = (keys, claims)
         return claims
+
+    def _keys_of_sessions(self) -> jose.KeySet:
+        moment = time.monotonic()
+        if self._session_keys is None or moment - self._session_keys[0] > _KEYS_LAST_S:
+            self._session_keys = moment, self._keyring.verifying("session")
+        return self._session_keys[1]
 
 
 def unspent_proof(caller: Caller) -> Proof | None:
