@@ -70,20 +70,25 @@ def _tokens(book: Book) -> str:
     ]
     for connections in ("1", "16", "64", "64 novel"):
         detail: dict[str, Any] = book.details.get(f"tokens c{connections}", {})
-        for who in ("taskpass", "peer"):
+        for who, called in (("taskpass", "taskpass"), ("floor", "the libraries alone"), ("peer", "peer")):
             if who in detail:
                 seen = detail[who]
                 rows.append(
-                    f"| {connections} | {who} | {seen['per_s']:.0f} | {seen['p50_ms']:.1f} | {seen['p99_ms']:.1f} "
+                    f"| {connections} | {called} | {seen['per_s']:.0f} | {seen['p50_ms']:.1f} | {seen['p99_ms']:.1f} "
                     f"| {seen['cpu_us']:.0f} | {seen['units']:.1f} |"
                 )
+    limits = [
+        f"At {connections} connections the libraries alone reach {detail['floor_ratio']:.2f} times the peer's rate."
+        for connections in ("1", "16", "64")
+        if "floor_ratio" in (detail := book.details.get(f"tokens c{connections}", {}))
+    ]
     kills = [
         f"From a kill's commit to the last of {number} verifiers refusing: median {seen['p50']:.1f} ms, "
         f"p90 {seen['p90']:.1f} ms, worst {seen['max']:.1f} ms."
         for number in (20, 100)
         if (seen := book.details.get(f"kill {number}"))
     ]
-    return "\n".join([*rows, "", *kills]) if len(rows) > 2 else _NOT_YET
+    return "\n".join([*rows, "", *limits, "", *kills]) if len(rows) > 2 else _NOT_YET
 
 
 def _steps(book: Book) -> str:

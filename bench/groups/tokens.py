@@ -4,12 +4,16 @@ Beside: node oidc-provider in memory, on the same core, under the same load from
 production broker has, identity verification with single-use assertions, replay marks, a policy bundle of ten that are
 all evaluated, the durable Merkle ledger (SQLite WAL, synchronous FULL), all guards, the control process (on the same
 core as the worker). The peer has no policy, no durability and no audit.
+
+In turns with both: what the libraries alone cost (`bench.floor`), which is as fast as any work on the broker could make
+it.
 """
 
 from contextlib import ExitStack
 from dataclasses import replace
 from statistics import median
 
+from bench.floor import floor
 from bench.load import Burst, Target
 from bench.peer import PeerMissing, install, peer, version
 from bench.run import Run
@@ -44,6 +48,9 @@ def measure(run: Run) -> None:
             run.book.detail("peer", version(directory))
         except PeerMissing as error:
             missing = str(error)
+        port = free_port()
+        pid = running.enter_context(floor(run.scratch, port=port, agents=AGENTS, core=run.server_core))
+        targets.append(Target("floor", f"http://127.0.0.1:{port}/token", f"http://127.0.0.1:{port}", [pid]))
         run.warm(targets, seconds=6)
         counted = 0
         for connections in CONNECTIONS:
@@ -65,13 +72,17 @@ def measure(run: Run) -> None:
 
 def _enter(run: Run, connections: int, rounds: list[dict[str, Burst]]) -> None:
     ours = [each["taskpass"] for each in rounds]
-    detail = {"taskpass": summary(ours)}
+    detail = {"taskpass": summary(ours), "floor": summary([each["floor"] for each in rounds])}
     if "peer" in rounds[0]:
         theirs = [each["peer"] for each in rounds]
         ratios = [a.rate / b.rate for a, b in zip(ours, theirs, strict=True)]
         run.book.figure(f"issue_ratio_c{connections}", median(ratios), note=f"{min(ratios):.2f} to {max(ratios):.2f}")
         tails = [a.p99 / b.p99 for a, b in zip(ours, theirs, strict=True)]
         detail |= {"peer": summary(theirs), "ratios": [round(r, 2) for r in ratios], "p99_ratio": median(tails)}
+        limits = [each["floor"].rate / each["peer"].rate for each in rounds]
+        lowest = median(each["floor"].p99 / each["peer"].p99 for each in rounds)
+        detail["floor_ratio"] = median(limits)
+        print(f"  the libraries alone, c{connections}: {median(limits):.2f} times the peer's rate, {lowest:.2f} its p99")
         if connections == 64:
             run.book.figure("issue_p99_ratio_c64", median(tails), note=f"{min(tails):.2f} to {max(tails):.2f}")
     if connections == 64:

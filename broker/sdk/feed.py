@@ -30,7 +30,7 @@ SILENCE_S = 4.0
 """A connection that says nothing for this long is dead: heartbeats come every second."""
 
 ACK_TIMEOUT_S = 2.0
-REPORT_WITHIN_S = 0.020
+REPORT_WITHIN_S = 0.050
 """How long a report may wait, a random share of it. Kills that come together share one; and when a kill reaches many
 processes at once, all of them refuse before the first of them reports.
 """

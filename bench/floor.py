@@ -1,0 +1,141 @@
+"""What the libraries alone cost: a server that does what no durable broker of signed tokens can leave out, and nothing else.
+
+It reads the request with httptools on uvloop, verifies the client's ES256 signature, marks the assertion as used and
+stores one row, both in one durable SQLite commit for all that came together (as in the broker: WAL, synchronous FULL, a
+thread for the disk), and signs one JWT. It knows no claims, no policy, no tasks, no guards, no tree, no kills and no
+errors: it is no broker, and must never be one. What the broker costs beyond it is the broker's own; what it costs
+itself, no work on the broker can save.
+"""
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+
+import httptools
+import orjson
+import uvloop
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+
+from bench.machine import on_core
+from bench.site import AUDIENCE, agent_name, signer_of
+
+_ES256 = ec.ECDSA(hashes.SHA256())
+_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+
+_Request = tuple[asyncio.Transport, bytes, bytes]
+"""Where the answer goes, who asks, and the mark of the assertion."""
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, floor: "_Floor") -> None:
+        self._floor = floor
+        self._parser = httptools.HttpRequestParser(self)
+        self._body = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        body, self._body = self._body, b""
+        self._floor.asked(self._transport, body)
+
+
+class _Floor:
+    def __init__(self, store: Path, agents: int) -> None:
+        self._keys = {
+            name.encode(): signer_of(name)._key.public_key()  # noqa: SLF001  (the bench's own keys)
+            for name in map(agent_name, range(agents))
+        }
+        self._signer = ec.generate_private_key(ec.SECP256R1())
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[tuple[asyncio.Transport, bytes]] = []
+        self._batches: SimpleQueue[list[_Request]] = SimpleQueue()
+        self._store = sqlite3.connect(store, isolation_level=None, check_same_thread=False)
+        self._store.execute("PRAGMA journal_mode = WAL")
+        self._store.execute("PRAGMA synchronous = FULL")
+        self._store.execute("CREATE TABLE proofs (mark BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._store.execute("CREATE TABLE events (seq INTEGER PRIMARY KEY, bytes BLOB)")
+        threading.Thread(target=self._write, daemon=True).start()
+
+    def asked(self, transport: asyncio.Transport, body: bytes) -> None:
+        if not self._waiting:
+            self._loop.call_soon(self._begin)
+        self._waiting.append((transport, body))
+
+    def _begin(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        self._batches.put([(transport, *self._verified(body)) for transport, body in waiting])
+
+    def _verified(self, body: bytes) -> tuple[bytes, bytes]:
+        signed, _, signature = body[body.index(b"client_assertion=") + 17 :].rpartition(b".")
+        raw = urlsafe_b64decode(signature + b"==")
+        claims = orjson.loads(urlsafe_b64decode(signed.partition(b".")[2] + b"=="))
+        name = claims["sub"].encode()
+        der = encode_dss_signature(int.from_bytes(raw[:32]), int.from_bytes(raw[32:]))
+        self._keys[name].verify(der, signed, _ES256)
+        return name, claims["jti"].encode()
+
+    def _write(self) -> None:
+        while True:
+            batch = self._batches.get()
+            self._store.execute("BEGIN IMMEDIATE")
+            self._store.executemany("INSERT INTO proofs VALUES (?)", [(mark,) for _, _, mark in batch])
+            self._store.executemany("INSERT INTO events (bytes) VALUES (?)", [(bytes(400),) for _ in batch])
+            self._store.execute("COMMIT")
+            self._loop.call_soon_threadsafe(self._answer, batch)
+
+    def _answer(self, batch: list[_Request]) -> None:
+        for transport, name, mark in batch:
+            claims = {"sub": name.decode(), "aud": AUDIENCE, "jti": mark.decode(), "iat": 0, "exp": 0}
+            signed = b"e30." + urlsafe_b64encode(orjson.dumps(claims))
+            r, s = decode_dss_signature(self._signer.sign(signed, _ES256))
+            token = b"%b.%b" % (signed, urlsafe_b64encode(r.to_bytes(32) + s.to_bytes(32)))
+            answer = b'{"access_token":"%b","token_type":"Bearer","expires_in":300}' % token
+            transport.write(_HEAD % len(answer) + answer)
+
+
+@contextmanager
+def floor(scratch: Path, *, port: int, agents: int, core: int) -> Iterator[int]:
+    """The server on `port`, all of its threads on `core`; its process id."""
+    with on_core(core):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.floor", str(scratch / "floor.db"), str(port), str(agents)],
+            env=os.environ,
+            stdout=subprocess.PIPE,
+        )
+    try:
+        assert process.stdout is not None
+        if b"ready" not in process.stdout.readline():
+            raise RuntimeError("the server of bench.floor did not start")
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+async def _serve(store: Path, port: int, agents: int) -> None:
+    made = _Floor(store, agents)
+    server = await asyncio.get_running_loop().create_server(lambda: _Connection(made), "127.0.0.1", port)
+    print("ready", flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(_serve(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
