@@ -1,4 +1,4 @@
-"""What the libraries alone cost: a server that does what no durable broker of signed tokens can leave out, and nothing else.
+"""What the libraries alone cost: a server that does what no durable broker of signed tokens can leave out, no more.
 
 It reads the request with httptools on uvloop, verifies the client's ES256 signature, marks the assertion as used and
 stores one row, both in one durable SQLite commit for all that came together (as in the broker: WAL, synchronous FULL, a

@@ -82,7 +82,9 @@ def _enter(run: Run, connections: int, rounds: list[dict[str, Burst]]) -> None:
         limits = [each["floor"].rate / each["peer"].rate for each in rounds]
         lowest = median(each["floor"].p99 / each["peer"].p99 for each in rounds)
         detail["floor_ratio"] = median(limits)
-        print(f"  the libraries alone, c{connections}: {median(limits):.2f} times the peer's rate, {lowest:.2f} its p99")
+        print(
+            f"  the libraries alone, c{connections}: {median(limits):.2f} times the peer's rate, {lowest:.2f} its p99"
+        )
         if connections == 64:
             run.book.figure("issue_p99_ratio_c64", median(tails), note=f"{min(tails):.2f} to {max(tails):.2f}")
     if connections == 64:
