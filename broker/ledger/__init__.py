@@ -6,8 +6,8 @@ and its leaf index in the tree of RFC 9162, starting at 0.
 
 `merkle`, `events`, `checkpoint` and `ids` are pure. `transaction` and `heads` are what a write is on any store; the
 `sqlite*` and `postgres*` modules are the stores. `writer` is their asynchronous front, `proofs` the read side, `verify`
-the audit that trusts none of the others' stored hashes, `spool` the last resort for kills. `transfer`, `archive`, `kept`
-and `witness` are about ledgers as a whole: moved, thinned out, compared with what is kept elsewhere.
+the audit that trusts none of the others' stored hashes, `spool` the last resort for kills. `transfer`, `archive`,
+`kept` and `witness` are about whole ledgers: moved, thinned out, compared with what is kept elsewhere.
 """
 
 from collections.abc import Callable, Iterator, Sequence
