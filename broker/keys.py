@@ -198,13 +198,17 @@ class Keyring:
         """The public keys that may have signed what is still valid, for checking what comes back to us. While the
         ledger cannot be read, those that were last: an operator's session must open the kill switch then.
         """
-        known = self._verifying.get(purpose)
         try:
             keys = self.public(purpose)
         except LedgerUnavailable:
-            if known is None:
+            if purpose not in self._verifying:
                 raise
-            return known[1]
+            return self._verifying[purpose][1]
+        return self._remembered(purpose, keys)
+
+    def _remembered(self, purpose: Purpose, keys: list[dict[str, Any]]) -> KeySet:
+        """The key set of these, the same one for as long as they are the same."""
+        known = self._verifying.get(purpose)
         if known is None or known[0] != keys:
             known = self._verifying[purpose] = (keys, load_jwks({"keys": keys}))
         return known[1]
@@ -230,6 +234,8 @@ class Keyring:
         """Open keys that were added since; forget killed ones. Blocks while a vault is asked. Raises Unavailable."""
         with self._ledger.read() as r:
             rows = views.keys(r)
+        # Now, not when the first session comes: that may be an operator's, for a kill, when the ledger is away.
+        self._remembered("session", [row.jwk for row in rows if row.purpose == "session" and row.state != "killed"])
         for row in rows:
             if row.state == "killed":
                 self._signers.pop(row.kid, None)

@@ -6,7 +6,6 @@ heartbeat, and die like any other credential: by expiry, by a kill that covers t
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +40,7 @@ SESSION_TYP = "session+jwt"
 SESSION_TTL_MS = {"agent": 900_000, "verifier": 900_000, "operator": 900_000}
 _ASSERTION_NEEDED = "A session cannot open another: present an assertion."
 _SESSIONS = 10_000
-_KEYS_LAST_S = 0.1
+_KEYS_LAST_MS = 100
 """How long the keys of sessions are used before they are read again: the reports of a kill come by the hundred at once,
 and a key is on show long before it signs.
 """
@@ -94,7 +93,7 @@ class Callers:
             required=("sub", "kind", "seq", "iat"),
             max_lifetime_s=max(SESSION_TTL_MS.values()) // 1000,
         )
-        self._session_keys: tuple[float, jose.KeySet] | None = None  # when they were read, and they
+        self._session_keys: tuple[int, jose.KeySet] | None = None  # when they were read, and they
         self._sessions: dict[bytes, tuple[jose.KeySet, jose.Claims]] = {}  # verified: digest -> with which keys, what
         self._unrecorded: dict[bytes, int] = {}  # proofs of kills that the ledger could not mark: mark -> expiry
 
@@ -264,9 +263,9 @@ class Callers:
         return claims
 
     def _keys_of_sessions(self) -> jose.KeySet:
-        moment = time.monotonic()
-        if self._session_keys is None or moment - self._session_keys[0] > _KEYS_LAST_S:
-            self._session_keys = moment, self._keyring.verifying("session")
+        now = self._host_now()
+        if self._session_keys is None or not 0 <= now - self._session_keys[0] <= _KEYS_LAST_MS:
+            self._session_keys = now, self._keyring.verifying("session")
         return self._session_keys[1]
 
 

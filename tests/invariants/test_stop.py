@@ -1,6 +1,7 @@
 """One process told to stop: it finishes what it began, and writes down what it still had in memory."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import httpx2
@@ -40,4 +41,7 @@ def test_a_broker_whose_ledger_was_replaced_ends_as_a_whole(tmp_path: Path) -> N
         site.ledger.rename(site.ledger.with_suffix(".gone"))
         assert asyncio.run(ask()) == 503
         assert served.wait() == 1
+        deadline = time.monotonic() + 10  # what Python itself began for them ends when it finds them gone
+        while any(map(is_running, processes)) and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert not [pid for pid in processes if is_running(pid)]
