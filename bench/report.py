@@ -78,7 +78,7 @@ def _tokens(book: Book) -> str:
                     f"| {seen['cpu_us']:.0f} | {seen['units']:.1f} |"
                 )
     limits = [
-        f"At {connections} connections the libraries alone reach {detail['floor_ratio']:.2f} times the peer's rate."
+        f"With {connections} in flight the libraries alone reach {detail['floor_ratio']:.2f} times the peer's rate."
         for connections in ("1", "16", "64")
         if "floor_ratio" in (detail := book.details.get(f"tokens c{connections}", {}))
     ]
