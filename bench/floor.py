@@ -8,9 +8,7 @@ itself, no work on the broker can save.
 """
 
 import asyncio
-import os
 import sqlite3
-import subprocess
 import sys
 import threading
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -27,7 +25,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
-from bench.machine import on_core
+from bench.beside import beside
 from bench.site import AUDIENCE, agent_name, signer_of
 
 _ES256 = ec.ECDSA(hashes.SHA256())
@@ -114,20 +112,9 @@ class _Floor:
 @contextmanager
 def floor(scratch: Path, *, port: int, agents: int, core: int) -> Iterator[int]:
     """The server on `port`, all of its threads on `core`; its process id."""
-    with on_core(core):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.floor", str(scratch / "floor.db"), str(port), str(agents)],
-            env=os.environ,
-            stdout=subprocess.PIPE,
-        )
-    try:
-        assert process.stdout is not None
-        if b"ready" not in process.stdout.readline():
-            raise RuntimeError("the server of bench.floor did not start")
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait(10)
+    command = [sys.executable, "-m", "bench.floor", str(scratch / "floor.db"), str(port), str(agents)]
+    with beside(command, core=core, unready=RuntimeError("the server of bench.floor did not start")) as pid:
+        yield pid
 
 
 async def _serve(store: Path, port: int, agents: int) -> None:

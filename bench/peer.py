@@ -16,7 +16,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
-from bench.machine import on_core
+from bench.beside import beside
 from bench.site import AUDIENCE, SCOPE, agent_name, signer_of
 
 _HERE = Path(__file__).parent / "peer"
@@ -58,22 +58,14 @@ def peer(directory: Path, *, port: int, agents: int, core: int) -> Iterator[int]
     setup.write_text(json.dumps({"clients": clients, "signing": _signing_key()}), encoding="utf-8")
     node = shutil.which("node")
     assert node is not None
-    with on_core(core):
-        process = subprocess.Popen(
-            [node, "server.mjs", str(port), issuer, AUDIENCE, SCOPE, str(setup)],
-            cwd=directory,
-            env={**os.environ, "NODE_ENV": "production"},
-            stdout=subprocess.PIPE,
-            stderr=(directory / "peer.log").open("wb"),
-        )
-    try:
-        assert process.stdout is not None
-        if b"ready" not in process.stdout.readline():
-            raise PeerMissing("oidc-provider did not start; see peer.log in bench/out/peer")
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait(10)
+    command = [node, "server.mjs", str(port), issuer, AUDIENCE, SCOPE, str(setup)]
+    environment = {**os.environ, "NODE_ENV": "production"}
+    unready = PeerMissing("oidc-provider did not start; see peer.log in bench/out/peer")
+    with (
+        (directory / "peer.log").open("wb") as log,
+        beside(command, core=core, unready=unready, cwd=directory, env=environment, stderr=log) as pid,
+    ):
+        yield pid
 
 
 def version(directory: Path) -> str:
