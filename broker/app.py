@@ -234,7 +234,7 @@ def _assemble(config: Config, ground: _Ground, *, role: Role, issuers: Issuers) 
         check_settings=lambda registry: settings_problems(issuers, registry),
         now=now,
     )
-    secret_steps = Steps(task_facts=TaskFactsReader(ledger=ledger), stops=stops, now=now, tokens=False)
+    token_steps, secret_steps = _steps(TaskFactsReader(ledger=ledger), stops, now)
     broker = Broker(
         callers=Callers(
             rules=rules,
@@ -249,7 +249,7 @@ def _assemble(config: Config, ground: _Ground, *, role: Role, issuers: Issuers) 
         issuance=(partial(TracedIssuance, spans=watch.spans) if watch.spans.exported else Issuance)(
             rules=rules,
             writer=writer,
-            steps=Steps(task_facts=TaskFactsReader(ledger=ledger), stops=stops, now=now, tokens=True),
+            steps=token_steps,
             issuer=AccessTokenIssuer(iss=iss, sign_all=keyring.sign_all),
             prepare=keyring.prepare,
             refusals=refusals,
@@ -376,6 +376,12 @@ def _metrics_token(config: Config) -> str | None:
     if len(token) < _SHORTEST_TOKEN:
         raise ConfigurationInvalid(f"The metrics token must have at least {_SHORTEST_TOKEN} characters.")
     return token
+
+
+def _steps(facts: TaskFactsReader, stops: Stops, now: Now) -> tuple[Steps, Steps]:
+    """For access tokens, and for everything else: what they know of tasks they share."""
+    tokens, secrets = (Steps(task_facts=facts, stops=stops, now=now, tokens=each) for each in (True, False))
+    return tokens, secrets
 
 
 def _chores(config: Config, process: Process, role: Role) -> list[Chore]:

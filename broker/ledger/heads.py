@@ -6,6 +6,7 @@ somebody rolled the store back, replaced or forked it under us; then this proces
 
 import threading
 from collections.abc import Mapping, Sequence
+from copy import copy
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -32,6 +33,23 @@ class Queries(Protocol):
 
     def execute(self, sql: str, params: Sequence[Any] = ..., /) -> Cursor:
         """Run one query with `?` placeholders."""
+
+
+class SnapshotReader:
+    """`broker.ledger.Reader` on anything that answers queries from one snapshot, of which this is the head."""
+
+    __slots__ = ("_head", "_queries")
+
+    def __init__(self, queries: Queries, head: Head) -> None:
+        self._queries, self._head = queries, head
+
+    def head(self) -> Head:
+        """See `broker.ledger.Reader`."""
+        return copy(self._head)
+
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
+        """See `broker.ledger.Reader`."""
+        return self._queries.execute(sql, params)
 
 
 class Stored(NamedTuple):

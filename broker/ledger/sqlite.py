@@ -11,7 +11,6 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from copy import copy
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -26,7 +25,7 @@ from broker.ledger import (
     LedgerUnavailable,
     Now,
 )
-from broker.ledger.heads import LastSeen, Seen, look, read_head
+from broker.ledger.heads import LastSeen, Seen, SnapshotReader, look, read_head
 from broker.ledger.sqlite_file import (
     bring_up_to_date,
     connect,
@@ -81,21 +80,6 @@ class _Session:
 
     def is_store_fault(self, error: BaseException) -> bool:
         return is_store_fault(error)
-
-
-class _Reader:
-    """`broker.ledger.Reader` on SQLite."""
-
-    __slots__ = ("_connection", "_head")
-
-    def __init__(self, connection: sqlite3.Connection, head: Head) -> None:
-        self._connection, self._head = connection, head
-
-    def head(self) -> Head:
-        return copy(self._head)
-
-    def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
-        return self._connection.execute(sql, params)
 
 
 class SqliteLedger:
@@ -204,7 +188,7 @@ class SqliteLedger:
                 raise self._fault(error) from error
 
     @contextmanager
-    def read(self) -> Iterator[_Reader]:
+    def read(self) -> Iterator[SnapshotReader]:
         """See `broker.ledger.Ledger.read`."""
         self._seen.refuse_if_stopped()
         self._refuse_if_replaced()
@@ -216,7 +200,7 @@ class SqliteLedger:
             connection = connection or connect(self.path)
             connection.execute("BEGIN")
             seen = self._seen.compare(connection, since)
-            yield _Reader(connection, seen.head)
+            yield SnapshotReader(connection, seen.head)
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             if not is_store_fault(error):

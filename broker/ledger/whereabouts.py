@@ -9,14 +9,13 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from broker.ledger import Command, Cursor, Head, LedgerCorrupt, LedgerUnavailable, Reader
+from broker.ledger import Command, LedgerCorrupt, LedgerUnavailable, Reader
 from broker.ledger.events import EventMalformed, parse
-from broker.ledger.heads import Queries, look
+from broker.ledger.heads import Queries, SnapshotReader, look
 from broker.ledger.sqlite_audit import SqliteStore
 from broker.ledger.sqlite_file import identity
 
@@ -116,7 +115,7 @@ class LedgerAtRest:
     @contextmanager
     def read(self) -> Iterator[Reader]:
         """See `broker.ledger.Ledger`."""
-        yield _Reader(self._queries, self.head)
+        yield SnapshotReader(self._queries, self.head)
 
     def commit(self, commands: Sequence[Command], *, priority: bool = False) -> list[Any]:  # noqa: ARG002
         """Always raises."""
@@ -125,14 +124,3 @@ class LedgerAtRest:
     def data_version(self) -> int:
         """See `broker.ledger.Ledger`."""
         return 0
-
-
-class _Reader:
-    def __init__(self, queries: Queries, head: Head) -> None:
-        self._queries, self._head = queries, head
-
-    def head(self) -> Head:
-        return copy(self._head)
-
-    def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
-        return self._queries.execute(sql, params)

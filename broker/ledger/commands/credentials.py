@@ -82,10 +82,8 @@ class Begin:
     foreseen: Callable[[Begun], Mapping[str, str] | None] = lambda _: None
 
     def apply(self, tx: Tx) -> Begun | Refused | Stale:
-        asked, head = self.asked, tx.head
-        if head.registry_hash != self.verdict.registry_hash or head.policy_hash != self.verdict.policy_hash:
-            return Stale(head.registry_hash, head.policy_hash)
-        refused = check(tx, asked)
+        asked = self.asked
+        refused = self.verdict.stale(tx.head) or check(tx, asked)
         if refused is not None:
             return refused
         iat, exp = lifetime(tx, asked, self.ttl_ms)

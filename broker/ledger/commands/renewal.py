@@ -51,10 +51,8 @@ class Renew:
     ttl_ms: int  # from now on; the task's deadline can only shorten it
 
     def apply(self, tx: Tx) -> Renewing | Refused | Stale:
-        asked, head = self.asked, tx.head
-        if head.registry_hash != self.verdict.registry_hash or head.policy_hash != self.verdict.policy_hash:
-            return Stale(head.registry_hash, head.policy_hash)
-        refused = check(tx, asked)
+        asked = self.asked
+        refused = self.verdict.stale(tx.head) or check(tx, asked)
         if refused is not None:
             return refused
         state, ending, task, issuer, handle, expires = tx.execute(
