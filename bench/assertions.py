@@ -20,6 +20,7 @@ import orjson
 from bench.machine import all_cores
 from bench.site import AUDIENCE, SCOPE, agent_name, signer_of
 from broker.jose import Signer
+from broker.sdk.identity import fresh_jti
 
 LIFETIME_S = 240
 JWT_BEARER = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -95,7 +96,7 @@ def endless_requests(url: str, audience: str, agents: int, *, novel: bool = Fals
     for n in count():
         name = names[n % agents]
         body = _form(region=f"{stamp}.{n:x}" if novel else None) + _sign(
-            _signer(name), name, audience, f"{stamp}.{n:x}", LIFETIME_S
+            _signer(name), name, audience, fresh_jti(time.time_ns() // 1_000_000), LIFETIME_S
         )
         yield (
             f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n"

@@ -158,7 +158,7 @@ class Sender:
                     self._idle.popleft().send(next(self._requests), due)
                 else:
                     self._overdue.append(due)
-            await asyncio.sleep(0.0005)
+            await asyncio.sleep(0.001)  # less, and the loop would spin
 
 
 async def send(arguments: argparse.Namespace) -> dict[str, object]:

@@ -13,7 +13,8 @@ import structlog
 
 from broker.keys import Purpose
 from broker.ledger import Ledger, views
-from broker.ledger.commands.admin import PROOF_PARTS, Housekeep, part_bounds
+from broker.ledger.commands.admin import RaiseFloor
+from broker.ledger.commands.replay import Prune, proof_window
 from broker.ledger.commands.tasks import ExpireTasks
 from broker.ledger.writer import Writer
 from broker.model import SystemCaller
@@ -25,6 +26,13 @@ log = structlog.get_logger(__name__)
 
 _ROTATED: tuple[Purpose, ...] = ("token", "session")
 """Checkpoints keep their key: whoever kept one must be able to check it years later."""
+
+_WINDOW = 1_000
+_WINDOWS, _IDLE_WINDOWS = 64, 16
+"""Spent proofs are looked through in the order of their marks, so many at a time; in a turn so many times, of which so
+many may find nothing. An index of their expiry would cost every token more than this costs. A window is small, because
+its commit keeps tokens waiting.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +96,7 @@ class Chores:
         self._admin = admin
         self._rotate_after_ms = rotate_after_ms
         self._now = now
-        self._part = 0  # of the spent proofs, that was looked at last
+        self._walked = b""  # the spent proofs up to this mark, in this round
 
     async def expire_tasks(self) -> None:
         """End overdue tasks. Reads first: an idle broker writes nothing."""
@@ -104,14 +112,24 @@ class Chores:
             await self._writer.submit(command)
 
     async def housekeep(self) -> None:
-        """Prune the next part of the spent proofs and raise the floor, when there is something to prune."""
-        self._part = (self._part + 1) % PROOF_PARTS
-        while self._needs_housekeeping():
-            await self._writer.submit(Housekeep(self._part))
-
-    def _needs_housekeeping(self) -> bool:
+        """Raise the floor, and prune spent proofs further along their table."""
         with self._ledger.read() as r:
-            return views.needs_housekeeping(r, self._now(), *part_bounds(self._part))
+            rises = views.floor_can_rise(r, self._now())
+        if rises:
+            await self._writer.submit(RaiseFloor())
+        idle = 0
+        for _ in range(_WINDOWS):
+            with self._ledger.read() as r:
+                window = proof_window(r, self._walked, _WINDOW, self._now())
+            self._walked = b"" if window.ends else window.last
+            # Neighbours in a window mostly expire together; where they do not, they wait until it is worth a commit.
+            if window.expired and (window.ends or window.expired >= _WINDOW // 8):
+                await self._writer.submit(Prune(window.after, window.last))
+            else:
+                idle += 1
+            if window.ends or idle == _IDLE_WINDOWS:
+                return
+            await asyncio.sleep(0)
 
     async def keys(self) -> None:
         """Keep a next key on show; rotate when the active one is old."""

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker.ledger import make_id, views
-from broker.ledger.commands.admin import FirstKeys, Housekeep, LoadBundle, NewKey, PublishNextKey, RotateKeys
+from broker.ledger.commands.admin import FirstKeys, LoadBundle, NewKey, PublishNextKey, RaiseFloor, RotateKeys
 from broker.ledger.commands.issue import Asked, Fail, Issue, Issued, Verdict
 from broker.ledger.commands.kills import Kill, Killed, LiftHolds
 from broker.ledger.commands.tasks import EndTask, ExpireTasks, OpenTask, TaskOpened
@@ -255,7 +255,7 @@ def step(world: World, data: st.DataObject) -> None:
         case "rotate":
             world.commit(RotateKeys("token", world.new_key(), "op", "test"))
         case "keep":
-            world.commit(Housekeep())
+            world.commit(RaiseFloor())
         case "ask":
             world.check()
 

@@ -65,13 +65,8 @@ def tasks_are_due(r: Reader, now: int) -> bool:
     return r.execute("SELECT 1 FROM tasks WHERE state = 'active' AND due <= ? LIMIT 1", (now,)).fetchone() is not None
 
 
-def needs_housekeeping(r: Reader, now: int, first: bytes, last: bytes) -> bool:
-    """Whether spent proofs with marks from `first` to `last` can be pruned, or the oldest token above the floor has
-    expired.
-    """
-    query = "SELECT 1 FROM proofs WHERE mark >= ? AND mark <= ? AND expires <= ? LIMIT 1"
-    if r.execute(query, (first, last, now)).fetchone():
-        return True
+def floor_can_rise(r: Reader, now: int) -> bool:
+    """Whether the oldest token above the floor has expired."""
     oldest = r.execute("SELECT expires FROM grants WHERE seq >= ? ORDER BY seq LIMIT 1", (r.head().floor,)).fetchone()
     return oldest is not None and oldest[0] <= now
 

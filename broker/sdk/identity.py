@@ -25,6 +25,11 @@ ASSERTION_LIFE_S = 60
 MAX_ASSERTION = 16 * 1024
 
 
+def fresh_jti(now_ms: int) -> str:
+    """An id that no other has, in the order of time: brokers keep spent ones in order, and find neighbours cheaper."""
+    return f"{now_ms:012x}{secrets.token_hex(10)}"
+
+
 class Identity(Protocol):
     """One source of assertions. May block on a file or the network; raises NotAuthenticated when it has none."""
 
@@ -62,7 +67,7 @@ class KeyIdentity:
                 "iss": self._client_id,
                 "sub": self._client_id,
                 "aud": audience,
-                "jti": secrets.token_urlsafe(16),
+                "jti": fresh_jti(self._now()),
                 "iat": issued,
                 "exp": issued + ASSERTION_LIFE_S,
             },

@@ -26,8 +26,8 @@ from broker.errors import (
 from broker.keys import Keyring
 from broker.ledger import Ledger, LedgerUnavailable, views
 from broker.ledger.commands.admin import OpenSession, RegisterInstance, SessionOpened, SessionRefused
-from broker.ledger.commands.guards import REPLAYED, mark_of
 from broker.ledger.commands.issue import Authenticate, RefuseCall
+from broker.ledger.commands.replay import REPLAYED, mark_of
 from broker.ledger.writer import Writer
 from broker.model import AgentCaller, Caller, OperatorCaller, Proof, Right, SystemCaller, VerifierCaller, Workload
 from broker.registry import Registry

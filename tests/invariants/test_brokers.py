@@ -15,7 +15,7 @@ from secrets import token_hex
 import httpx2
 import pytest
 
-from broker.ledger.commands.guards import mark_of
+from broker.ledger.commands.replay import mark_of
 from broker.model import Proof
 from tests.invariants.checker import Event, Transcript
 from tests.invariants.child import CLOCK_IS_OURS_ALONE, CLOCK_OFFSET_MS

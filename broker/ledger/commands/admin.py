@@ -7,8 +7,9 @@ from typing import Any, Final
 import orjson
 
 from broker.ledger import Command, Tx, make_id
-from broker.ledger.commands.guards import REPLAYED, holding, mark_of, spend
+from broker.ledger.commands.guards import holding
 from broker.ledger.commands.issue import refuse_call
+from broker.ledger.commands.replay import REPLAYED, mark_of, spend
 from broker.model import Proof, Selector, Target
 
 LISTED_CHANGES = 1_000
@@ -348,34 +349,11 @@ class CountRefusals:
         return tx.append("refusals", {"since": self.since, "counts": dict(sorted(self.counts.items()))})
 
 
-PROOF_PARTS = 64
-"""Spent proofs are pruned a part at a time, by their marks, which are spread evenly: neighbours share pages, and an
-index of their expiry would cost every token more than the search through one part costs.
-"""
-
-
-def part_bounds(part: int) -> tuple[bytes, bytes]:
-    """The first mark of a part, and what lies behind its last."""
-    width = 256 // PROOF_PARTS
-    return bytes([part * width]), bytes([(part + 1) * width - 1]) + b"\xff" * 32
-
-
 @dataclass(frozen=True, slots=True)
-class Housekeep:
-    """Prune one part of the spent proofs that can no longer be replayed, and raise the floor below which every token
-    has expired.
-    """
-
-    part: int = 0
-    limit: int = 5_000
+class RaiseFloor:
+    """Raise the floor: every token with a lower position has expired by ledger time."""
 
     def apply(self, tx: Tx) -> int:
-        """The floor: every token with a lower position has expired by ledger time."""
-        tx.execute(
-            "DELETE FROM proofs WHERE mark IN"
-            " (SELECT mark FROM proofs WHERE mark >= ? AND mark <= ? AND expires <= ? LIMIT ?)",
-            (*part_bounds(self.part), tx.now, self.limit),
-        )
         oldest_live = tx.execute(
             "SELECT seq FROM grants WHERE seq >= ? AND expires > ? ORDER BY seq LIMIT 1", (tx.head.floor, tx.now)
         ).fetchone()

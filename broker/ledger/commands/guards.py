@@ -1,16 +1,10 @@
-"""The guards that every command re-checks inside its transaction: spent proofs, standing holds, a task's state."""
+"""The guards that every command re-checks inside its transaction: standing holds, a task's state."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from broker.ledger import Tx
-from broker.model import Proof, Selector, Target, TaskState
-
-REPLAYED = "This assertion has been used before; present a fresh one."
-
-REPLAY_GRACE_MS = 60_000
-"""A mark outlives its proof by this much, so that no tolerated clock difference reopens the window."""
+from broker.model import Selector, Target, TaskState
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,28 +13,6 @@ class Stale:
 
     registry_hash: str
     policy_hash: str
-
-
-def mark_of(proof: Proof) -> bytes:
-    """The replay mark of a proof: its issuer and jti, joined so that no two pairs collide."""
-    issuer = proof.issuer.encode()
-    return hashlib.sha256(b"%d:%b%b" % (len(issuer), issuer, proof.jti.encode())).digest()
-
-
-def spend(tx: Tx, proof: Proof | None, *, even_late: bool = False) -> bool:
-    """Spend a single-use proof. False when it was spent before; True too where there is nothing to spend.
-
-    One that has expired by ledger time counts as spent: its mark may be pruned, and a host clock that stepped back must
-    not reopen it. `even_late` is for kills: while that clock is behind, every proof is late, and a kill cannot wait.
-    """
-    if proof is None:
-        return True
-    if proof.expires <= tx.now and not even_late:
-        return False
-    return tx.claim(
-        "INSERT INTO proofs (mark, expires) VALUES (?, ?) ON CONFLICT DO NOTHING",
-        (mark_of(proof), max(proof.expires, tx.now) + REPLAY_GRACE_MS),
-    )
 
 
 def standing_holds(tx: Tx) -> dict[tuple[str, str], str]:

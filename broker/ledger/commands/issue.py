@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from broker.ledger import Head, Tx, make_id
-from broker.ledger.commands.guards import REPLAYED, Stale, holding, mark_of, spend, task_problem
+from broker.ledger.commands.guards import Stale, holding, task_problem
+from broker.ledger.commands.replay import REPLAYED, mark_of, spend
 from broker.model import Ask, Proof, Selector, Target, Workload
 
 UNHEARD = "the outcome was not known in time"

@@ -6,7 +6,8 @@ from typing import Any
 
 from broker.ledger import Reader, Tx, make_id
 from broker.ledger.commands.credentials import end_of_tasks
-from broker.ledger.commands.guards import REPLAYED, holding, mark_of, spend, task_problem
+from broker.ledger.commands.guards import holding, task_problem
+from broker.ledger.commands.replay import REPLAYED, mark_of, spend
 from broker.ledger.commands.texts import keep_text
 from broker.model import AgentCaller, Selector, Target, TaskState
 from broker.wire import Match

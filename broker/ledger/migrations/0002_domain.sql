@@ -1,7 +1,7 @@
 -- Projections of the events, each rebuildable from them, and the guards that ride on their own rows. Times are ledger
 -- times in milliseconds; positions are leaf indexes.
 
--- Single-use proofs: sha256(issuer, jti). A row here means spent.
+-- Single-use proofs, by their replay marks. A row here means spent.
 CREATE TABLE proofs (
   mark    BLOB PRIMARY KEY,
   expires INTEGER NOT NULL

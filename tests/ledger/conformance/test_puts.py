@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from broker.ledger import Ledger, Tx
-from broker.ledger.commands.guards import spend
+from broker.ledger.commands.replay import spend
 from broker.model import Proof
 from tests.ledger.conformance.conftest import Store
 from tests.ledger.kit import Do, Note, Poison, count
