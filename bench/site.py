@@ -99,7 +99,7 @@ def make_site(
         for first in range(0, len(rows), _IN_ONE_FILE):
             part = dict(islice(rows.items(), first, first + _IN_ONE_FILE))
             file = directory / "registry" / (f"{name}-{first}.yaml" if first else f"{name}.yaml")
-            file.write_text(yaml.safe_dump({name: part}), encoding="utf-8")
+            file.write_text(yaml.dump({name: part}, Dumper=_DUMPER), encoding="utf-8")
     for old in (directory / "policies").rglob("*.*"):
         old.unlink()
     permits, gates, nevers = _policies(policies)
