@@ -26,6 +26,7 @@ AUDIENCE = "https://records.example.com"
 SCOPE = "records:read"
 OTHERS = "https://others.example.com"
 VERIFIERS = 4
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _IN_ONE_FILE = 1_000  # larger ones are refused
 _CURVE_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
