@@ -56,6 +56,8 @@ class Rules:
             return Matched("operator", workload.trust.removeprefix(OPERATOR_TRUST))
         agents = self.registry.agents_for(workload)
         verifiers = self.registry.verifiers_for(workload)
+        if len(agents) == 1 and not verifiers:
+            return Matched("agent", agents[0].id)
         found = [*(("agent", agent.id) for agent in agents), *(("verifier", verifier.id) for verifier in verifiers)]
         if len(found) == 1:
             kind, name = found[0]

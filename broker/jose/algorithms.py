@@ -4,6 +4,7 @@ There is no `none` and no HMAC, so confusing a public key with a shared secret i
 """
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -14,15 +15,15 @@ from broker.jose.errors import BadSignature, HeaderRefused
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
-_Check = Callable[[PublicKey, bytes, bytes], None]
+_Check = Callable[[Any, bytes, bytes], None]
+"""Takes a key of its algorithm's kind: `keys` pairs them, once, when a key is loaded."""
 
 
 def _ecdsa(curve: ec.EllipticCurve, size: int, digest: hashes.HashAlgorithm) -> _Check:
     algorithm = ec.ECDSA(digest)
     order = curve.group_order
 
-    def check(key: PublicKey, signing_input: bytes, signature: bytes) -> None:
-        assert isinstance(key, ec.EllipticCurvePublicKey)
+    def check(key: ec.EllipticCurvePublicKey, signing_input: bytes, signature: bytes) -> None:
         if len(signature) != 2 * size:  # raw r and s only: DER has another length, and another spelling
             raise InvalidSignature
         r, s = int.from_bytes(signature[:size]), int.from_bytes(signature[size:])
@@ -36,8 +37,7 @@ def _ecdsa(curve: ec.EllipticCurve, size: int, digest: hashes.HashAlgorithm) -> 
 def _pkcs1(digest: hashes.HashAlgorithm) -> _Check:
     scheme = padding.PKCS1v15()
 
-    def check(key: PublicKey, signing_input: bytes, signature: bytes) -> None:
-        assert isinstance(key, rsa.RSAPublicKey)
+    def check(key: rsa.RSAPublicKey, signing_input: bytes, signature: bytes) -> None:
         key.verify(signature, signing_input, scheme, digest)
 
     return check
@@ -46,15 +46,13 @@ def _pkcs1(digest: hashes.HashAlgorithm) -> _Check:
 def _pss(digest: hashes.HashAlgorithm) -> _Check:
     scheme = padding.PSS(padding.MGF1(digest), digest.digest_size)
 
-    def check(key: PublicKey, signing_input: bytes, signature: bytes) -> None:
-        assert isinstance(key, rsa.RSAPublicKey)
+    def check(key: rsa.RSAPublicKey, signing_input: bytes, signature: bytes) -> None:
         key.verify(signature, signing_input, scheme, digest)
 
     return check
 
 
-def _ed25519(key: PublicKey, signing_input: bytes, signature: bytes) -> None:
-    assert isinstance(key, ed25519.Ed25519PublicKey)
+def _ed25519(key: ed25519.Ed25519PublicKey, signing_input: bytes, signature: bytes) -> None:
     key.verify(signature, signing_input)
 
 

@@ -124,6 +124,8 @@ class Registry:
         taken over its identity.
         """
         found = self._agent_index.find(workload)
+        if len(found) == 1:
+            return found
         return tuple(agent for agent in found if not agent.retired) or found
 
     def verifiers_for(self, workload: Workload) -> tuple[VerifierRegistration, ...]:
@@ -233,6 +235,8 @@ class _IdentityIndex(Generic[Holder]):
 
     def find(self, workload: Workload) -> tuple[Holder, ...]:
         candidates = (*self._exact.get((workload.trust, workload.subject), ()), *self._open.get(workload.trust, ()))
+        if not candidates:
+            return ()
         return tuple({holder.id: holder for identity, holder in candidates if matches(identity, workload)}.values())
 
 

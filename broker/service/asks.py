@@ -6,6 +6,7 @@ Pure. Reading happens before the caller is known, so it only bounds and shapes; 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from broker import jose
@@ -129,6 +130,7 @@ def _identifier(form: Mapping[str, str], name: str) -> str | None:
     return value
 
 
+@lru_cache(maxsize=256)  # an agent asks for the same ones again and again
 def _scope(text: str) -> tuple[str, ...]:
     """Scope tokens in order, each once. Only single spaces separate them (RFC 6749 section 3.3)."""
     tokens = text.split(" ")

@@ -147,7 +147,7 @@ class Issuance:
         return [case.result or _UNSETTLED for case in cases]
 
     def _identify(self, rules: Rules, cases: Sequence[TokenCase]) -> None:
-        _each(self._authenticate, rules, cases)
+        _each(partial(self._authenticate, now_ms=self._now()), rules, cases)
         _each(self._map, rules, cases)
 
     def _evaluate(self, rules: Rules, cases: Sequence[TokenCase]) -> None:
@@ -155,12 +155,12 @@ class Issuance:
         _each(self._steps.narrow, rules, cases)
         self._steps.decide(rules, [case for case in cases if case.open])
 
-    def _authenticate(self, rules: Rules, case: TokenCase) -> None:
+    def _authenticate(self, rules: Rules, case: TokenCase, *, now_ms: int) -> None:
         """2: every claim of the assertion checked by the one attester that its issuer names."""
         request = case.request
         try:
             case.workload = rules.attesters.attest(
-                request.assertion, audiences=self._audiences[request.grant], sole=True, now_ms=self._now()
+                request.assertion, audiences=self._audiences[request.grant], sole=True, now_ms=now_ms
             )
         except KeysNeeded as needed:
             case.result = needed

@@ -68,6 +68,8 @@ class Steps:
         self._tokens = tokens
         self._registry: Registry | None = None
         self._known: dict[tuple[str, str, tuple[str, ...] | None], tuple[Resource, Ask]] = {}
+        self._rules: Rules | None = None
+        self._granted: dict[tuple[object, ...], tuple[Ask, Verdict]] = {}
 
     def standing(self, rules: Rules, case: Case) -> None:
         """3, once the agent is known: in good standing."""
@@ -116,7 +118,21 @@ class Steps:
         return known
 
     def decide(self, rules: Rules, cases: Sequence[Case]) -> None:
-        """6: all cases in one batch of policy requests, one for each action."""
+        """6: what was granted for the same question before, and all others in one batch."""
+        if rules is not self._rules:
+            self._rules, self._granted = rules, {}
+        fresh = []
+        for case in cases:
+            granted = self._granted.get(_question(case)) if case.request.details is None else None
+            if granted is None:
+                fresh.append(case)
+            else:
+                case.ask, case.verdict = granted
+        if fresh:
+            self._decide_anew(rules, fresh)
+
+    def _decide_anew(self, rules: Rules, cases: Sequence[Case]) -> None:
+        """One policy request for each action of each case."""
         asked = [policy_requests(case) for case in cases]
         decisions = iter(rules.engine.decide_batch([each for requests in asked for each in requests]))
         for case, requests in zip(cases, asked, strict=True):
@@ -135,6 +151,8 @@ class Steps:
                 case.gates = decision.gates
             elif isinstance(decision, policies.Never):
                 case.refuse("never", never(decision, case.agent))
+            elif case.request.details is None and len(self._granted) < _REMEMBERED:
+                self._granted[_question(case)] = case.ask, case.verdict
 
     def without_issuing(self, rules: Rules, case: Case) -> Command | None:
         """7, 8: the command of a case that gets nothing now: refused, or waiting for a human. None for one to issue."""
@@ -186,6 +204,16 @@ def _at_the_right_door(resource: Resource, *, tokens: bool) -> None:
         )
 
 
+def _question(case: Case) -> tuple[object, ...]:
+    """All that a decision on scopes alone depends on, beside the rules: see `policy_requests`."""
+    agent, workload, facts, request = case.agent, case.workload, case.facts, case.request
+    assert agent is not None
+    assert workload is not None
+    assert facts is not None
+    who = agent.id, workload.trust, workload.kind
+    return *who, request.resource, request.scope, facts.trigger, facts.on_behalf, facts.depth
+
+
 def policy_requests(case: Case) -> list[policies.Request]:
     """One policy request for each action that is asked for."""
     assert case.agent is not None
@@ -213,12 +241,16 @@ def split_actions(resource: Resource, ask: Ask) -> tuple[tuple[str, ...], tuple[
     """What is granted outright, and what is granted within limits: an action that takes one of the parameters is
     granted with them only.
     """
+    if not ask.parameters:
+        return tuple(ask.actions), ()
     limited = tuple(action for action in ask.actions if parameters_of(resource.actions[action], ask.parameters))
     return tuple(action for action in ask.actions if action not in limited), limited
 
 
 def parameters_of(action: Action, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that this action knows: a request of several actions carries all of theirs."""
+    if not parameters:
+        return {}
     return {name: value for name, value in parameters.items() if name in action.parameters}
 
 

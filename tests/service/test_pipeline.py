@@ -129,6 +129,47 @@ def test_67_an_erroring_never_does_not_open_the_door(broker: Broker):
     assert broker.granted("data-bot")
 
 
+# --- Decided once -----------------------------------------------------------------------------------------------------
+
+NEVER_WHEN = (
+    '@id("no-reading")\n@reason("x")\nforbid (principal, action == Action::"archive:read", resource) when {{ {} }};'
+)
+FACTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "trigger": ('context.trigger == "schedule"', {"trigger": {"kind": "schedule"}}),
+    "on-behalf": ("context.on_behalf", {"on_behalf_of": "Jane"}),
+    "depth": ("context.depth > 0", {"parent": True}),
+}
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_what_was_granted_before_is_granted_again_only_to_the_same_question(broker: Broker, fact: str):
+    condition, body = FACTS[fact]
+    broker.home.write("policies/nevers/fact.cedar", NEVER_WHEN.format(condition))
+    assert broker.post("/v1/reload", {}, by="operator").status_code == 200
+    if "parent" in body:
+        body = {"parent": broker.open_task("data-bot")}
+    task = broker.open_task("data-bot", **body)
+    for _ in range(3):
+        assert broker.granted("data-bot", scope="archive:read")
+        assert broker.token("data-bot", scope="archive:read", task=task).json()["policies"] == ["no-reading"]
+        assert broker.granted("data-bot", scope="archive:list", task=task)
+        assert broker.granted("data-bot")["scope"] == "archive:list archive:read"
+        assert broker.granted("data-bot", task=task)["scope"] == "archive:list"
+
+
+def test_what_was_granted_before_is_decided_anew_by_new_rules(broker: Broker):
+    for _ in range(2):
+        assert broker.granted("mesh-bot")
+        broker.home.write("policies/nevers/stop.cedar", NEVER_READ)
+        assert broker.post("/v1/reload", {}, by="operator").status_code == 200
+        assert broker.token("mesh-bot").json()["policies"] == ["no-reading"]
+        broker.home.write("policies/nevers/stop.cedar", "")
+        assert broker.post("/v1/reload", {}, by="operator").status_code == 200
+    broker.home.replace("registry/agents.yaml", 'archive: ["archive:read"]', 'archive: ["archive:list"]')
+    assert broker.post("/v1/reload", {}, by="operator").status_code == 200
+    assert broker.token("mesh-bot", scope="archive:read").json()["error"] == "access_denied"
+
+
 # --- Reload -----------------------------------------------------------------------------------------------------------
 
 NEVER_READ = '@id("no-reading")\n@reason("Stop.")\nforbid (principal, action == Action::"archive:read", resource);\n'
