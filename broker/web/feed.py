@@ -55,20 +55,33 @@ class Listener:
     instance: str
     verifier: str
     stamp: int | None
+    push: "Callable[[bytes], bool] | None" = None  # writes to its connection past the stream, or says that it cannot
     owed: dict[int, int] = field(default_factory=dict)  # kills it has yet to acknowledge: position -> ledger time
     position: int = -1  # the last position it reported applied
     closed: bool = False  # nothing more is sent
+    idle: bool = False  # its stream waits: what is pushed now comes after all that was queued
     heard: bool = True  # since the last touch of its last-contact column
     answered: bool = True  # since its last heartbeat
     turn: int = 0  # in which it gets heartbeats
     events: "asyncio.Queue[bytes | None]" = field(default_factory=lambda: asyncio.Queue(QUEUE))
 
     def send(self, event: bytes) -> None:
-        """Queue an event; a listener that does not keep up is cut off."""
+        """Write an event, or queue it behind others; a listener that does not keep up is cut off."""
+        if self.idle and not self.closed and self.push is not None and self.push(event):
+            return
+        self.idle = False
         if self.events.full():
             self.close()
         elif not self.closed:
             self.events.put_nowait(event)
+
+    async def queued(self) -> AsyncIterator[bytes]:
+        """What is queued, until the end. While there is nothing, events go past this."""
+        while True:
+            self.idle = self.events.empty()
+            if (event := await self.events.get()) is None:
+                return
+            yield event
 
     def close(self) -> None:
         """End the stream after what is queued, or at once when the queue is full. Then all that waits is dropped: what
@@ -144,7 +157,14 @@ class Feed:
             return self._snapshot(r)
 
     def connect(
-        self, *, instance: str, verifier: str, stamp: int | None, cursor: Cursor | None, hello: dict[str, Any]
+        self,
+        *,
+        instance: str,
+        verifier: str,
+        stamp: int | None,
+        cursor: Cursor | None,
+        hello: dict[str, Any],
+        push: Callable[[bytes], bool] | None = None,
     ) -> Listener:
         """Begin a stream: hello, what the listener has missed, a heartbeat; from here on every kill. No await between
         reading the store and joining the listeners, so nothing falls between.
@@ -152,7 +172,7 @@ class Feed:
         earlier = self._listeners.pop(instance, None)
         if earlier is not None:
             earlier.close()
-        listener = Listener(instance, verifier, stamp, turn=next(self._turns))
+        listener = Listener(instance, verifier, stamp, push, turn=next(self._turns))
         with self._ledger.read() as r:
             head = r.head()
             listener.send(
@@ -176,7 +196,7 @@ class Feed:
     async def stream(self, listener: Listener) -> AsyncIterator[bytes]:
         """The listener's events until it leaves, falls behind, or the broker stops."""
         try:
-            while (event := await listener.events.get()) is not None:
+            async for event in listener.queued():
                 yield event
         finally:
             if self._listeners.get(listener.instance) is listener:
