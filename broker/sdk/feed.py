@@ -30,8 +30,8 @@ SILENCE_S = 4.0
 """A connection that says nothing for this long is dead: heartbeats come every second."""
 
 ACK_TIMEOUT_S = 2.0
-REPORT_WITHIN_S = 0.050
-"""How long a report may wait, a random share of it. Kills that come together share one; and when a kill reaches many
+REPORT_AFTER_S, REPORT_WITHIN_S = 0.050, 0.150
+"""A report leaves at a random moment between these. Kills that come together share one; and when a kill reaches many
 processes at once, all of them refuse before the first of them reports.
 """
 
@@ -200,7 +200,7 @@ class Follower:
         """
         while True:
             await due.wait()
-            await asyncio.sleep(_random.uniform(0, REPORT_WITHIN_S))
+            await asyncio.sleep(_random.uniform(REPORT_AFTER_S, REPORT_WITHIN_S))
             due.clear()
             cursor = self._view.applied()
             if cursor is None:

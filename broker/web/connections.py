@@ -5,14 +5,17 @@ quick one pays nothing for it.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import structlog
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 log = structlog.get_logger(__name__)
 
+_CONNECTION = "taskpass.connection"
 _TOO_LONG = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\ncache-control: no-store\r\n"
     b"connection: close\r\n\r\n"
@@ -54,6 +57,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Its head is whole."""
         self.head_ended()
+        self.scope["state"][_CONNECTION] = self
         super().on_headers_complete()
 
     def head_ended(self) -> None:
@@ -64,6 +68,26 @@ class BoundedProtocol(HttpToolsProtocol):
         """Whether Uvicorn refuses the next request, because as many clients are here as it may serve."""
         limit = self.limit_concurrency
         return limit is not None and (len(self.connections) >= limit or len(self.tasks) >= limit)
+
+
+def pushing(scope: Scope) -> Callable[[bytes], bool] | None:
+    """What writes a part of the answer to this request past ASGI, once that has begun; None on another server.
+
+    It says whether it did: not to a client that has left or does not keep up. What ASGI was given before comes before.
+    """
+    state = scope.get("state", {})
+    connection = state.get(_CONNECTION)
+    if connection is None or connection.cycle.scope["state"] is not state:  # another request has come behind this one
+        return None
+    return partial(_push, connection.cycle)
+
+
+def _push(cycle: RequestResponseCycle, part: bytes) -> bool:
+    ended = cycle.disconnected or cycle.response_complete or cycle.transport.is_closing()
+    if ended or not cycle.chunked_encoding or cycle.flow.write_paused:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+    return True
 
 
 class SlowClients:

@@ -6,7 +6,8 @@ nothing; so there is no gap and no order to get wrong.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,11 @@ from broker.wire import Cursor, FeedKill
 log = structlog.get_logger(__name__)
 
 HEARTBEAT_S = 1.0
+"""How often each listener gets a heartbeat."""
+TURNS = 10
+"""A share of the listeners in each: a hundred heartbeats at once, and the reports that answer them, would keep a core
+busy for a tenth of every second, and whatever is killed then would wait behind them.
+"""
 POLL_S = 0.020
 """How often the store is asked whether anyone has committed. While somebody does, each time costs a quarter of a
 millisecond. Kills of this process do not wait for it.
@@ -49,18 +55,33 @@ class Listener:
     instance: str
     verifier: str
     stamp: int | None
+    push: "Callable[[bytes], bool] | None" = None  # writes to its connection past the stream, or says that it cannot
     owed: dict[int, int] = field(default_factory=dict)  # kills it has yet to acknowledge: position -> ledger time
     position: int = -1  # the last position it reported applied
     closed: bool = False  # nothing more is sent
+    idle: bool = False  # its stream waits: what is pushed now comes after all that was queued
     heard: bool = True  # since the last touch of its last-contact column
+    answered: bool = True  # since its last heartbeat
+    turn: int = 0  # in which it gets heartbeats
     events: "asyncio.Queue[bytes | None]" = field(default_factory=lambda: asyncio.Queue(QUEUE))
 
     def send(self, event: bytes) -> None:
-        """Queue an event; a listener that does not keep up is cut off."""
+        """Write an event, or queue it behind others; a listener that does not keep up is cut off."""
+        if self.idle and not self.closed and self.push is not None and self.push(event):
+            return
+        self.idle = False
         if self.events.full():
             self.close()
         elif not self.closed:
             self.events.put_nowait(event)
+
+    async def queued(self) -> AsyncIterator[bytes]:
+        """What is queued, until the end. While there is nothing, events go past this."""
+        while True:
+            self.idle = self.events.empty()
+            if (event := await self.events.get()) is None:
+                return
+            yield event
 
     def close(self) -> None:
         """End the stream after what is queued, or at once when the queue is full. Then all that waits is dropped: what
@@ -85,6 +106,8 @@ class Feed:
         self._now = now
         self._tell = tell
         self._listeners: dict[str, Listener] = {}
+        self._turns = itertools.cycle(range(TURNS))  # of those who come
+        self._turn = 0  # whose it is
         self._provisional: dict[str, FeedKill] = {}
         self._position = -1
         self._version = -1
@@ -134,7 +157,14 @@ class Feed:
             return self._snapshot(r)
 
     def connect(
-        self, *, instance: str, verifier: str, stamp: int | None, cursor: Cursor | None, hello: dict[str, Any]
+        self,
+        *,
+        instance: str,
+        verifier: str,
+        stamp: int | None,
+        cursor: Cursor | None,
+        hello: dict[str, Any],
+        push: Callable[[bytes], bool] | None = None,
     ) -> Listener:
         """Begin a stream: hello, what the listener has missed, a heartbeat; from here on every kill. No await between
         reading the store and joining the listeners, so nothing falls between.
@@ -142,7 +172,7 @@ class Feed:
         earlier = self._listeners.pop(instance, None)
         if earlier is not None:
             earlier.close()
-        listener = Listener(instance, verifier, stamp)
+        listener = Listener(instance, verifier, stamp, push, turn=next(self._turns))
         with self._ledger.read() as r:
             head = r.head()
             listener.send(
@@ -166,7 +196,7 @@ class Feed:
     async def stream(self, listener: Listener) -> AsyncIterator[bytes]:
         """The listener's events until it leaves, falls behind, or the broker stops."""
         try:
-            while (event := await listener.events.get()) is not None:
+            async for event in listener.queued():
                 yield event
         finally:
             if self._listeners.get(listener.instance) is listener:
@@ -184,7 +214,7 @@ class Feed:
             raise Conflict(_CONNECT_ANEW)
         if cursor.position >= self._ledger.head.size:
             raise Malformed(_AHEAD)
-        listener.heard = True
+        listener.heard = listener.answered = True
         listener.stamp = max(stamp, listener.stamp or 0)
         listener.position = max(listener.position, cursor.position)
         done = {position: at for position, at in listener.owed.items() if position <= cursor.position}
@@ -287,20 +317,22 @@ class Feed:
             del self._listeners[listener.instance]
 
     async def _beat(self) -> None:
-        """Every second: a heartbeat from a fresh read, or none at all."""
-        await asyncio.sleep(HEARTBEAT_S)
-        if not self._listeners:
-            return
-        with self._ledger.read() as r:
-            self._catch_up(r)  # a heartbeat vouches for every kill before it
-            self._hear_of_elsewhere(r)
-            beats = [(listener, _heartbeat(r, listener.stamp)) for listener in self._listeners.values()]
-        for listener, event in beats:
-            self._send(listener, event)
+        """To those whose turn it is: a heartbeat from a fresh read, or none at all. A turn that fails is repeated."""
+        await asyncio.sleep(HEARTBEAT_S / TURNS)
+        due = [listener for listener in self._listeners.values() if listener.turn == self._turn]
+        if due:
+            with self._ledger.read() as r:
+                self._catch_up(r)  # a heartbeat vouches for every kill before it
+                self._hear_of_elsewhere(r, due)
+                beats = [(listener, _heartbeat(r, listener.stamp)) for listener in due]
+            for listener, event in beats:
+                listener.answered = False
+                self._send(listener, event)
+        self._turn = (self._turn + 1) % TURNS
 
-    def _hear_of_elsewhere(self, r: Reader) -> None:
+    def _hear_of_elsewhere(self, r: Reader, listeners: Iterable[Listener]) -> None:
         """What listeners of ours told other brokers, so that the heartbeat echoes it."""
-        silent = [listener for listener in self._listeners.values() if not listener.heard]
+        silent = [listener for listener in listeners if not listener.answered]
         if silent:
             told = views.stamps(r, since=r.head().time - _RECENTLY_MS)
             for listener in silent:

@@ -11,6 +11,7 @@ from broker.ledger.commands.admin import RegisterInstance
 from broker.model import Caller, VerifierCaller
 from broker.service import Broker
 from broker.service.callers import unspent_proof
+from broker.web.connections import pushing
 from broker.web.feed import Feed
 from broker.web.guards import CallerOf
 from broker.web.http import NO_STORE, Body, json_answer, read_json, takes
@@ -79,6 +80,7 @@ async def stream(
         stamp=stamp,
         cursor=at,
         hello={"session_token": opened.token, "expires_in": opened.expires_in},
+        push=pushing(request.scope),
     )
     headers = {**NO_STORE, "x-accel-buffering": "no"}
     return StreamingResponse(feed.stream(listener), media_type="text/event-stream", headers=headers)

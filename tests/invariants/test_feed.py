@@ -4,6 +4,7 @@ kill that its listener was not told of.
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,6 +121,33 @@ def test_a_heartbeat_comes_after_the_kills_it_vouches_for(tmp_path: Path, monkey
                 elif event.startswith(b"event: heartbeat") and body["position"] >= position:
                     assert told == position
                     return
+
+    run(scenario, tmp_path)
+
+
+def test_heartbeats_come_in_turns_and_none_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
+    send, rounds, crowd = Listener.send, 4, 2 * module.TURNS + 4
+
+    async def scenario(followed: Followed) -> None:
+        listeners = [followed.listener, *(followed.connect(f"{n:08}") for n in range(crowd - 1))]
+        told: list[str] = []
+        enough = asyncio.Event()
+
+        def recorded(listener: Listener, event: bytes) -> None:
+            assert event.startswith(b"event: heartbeat")
+            told.append(listener.instance)
+            if len(told) == rounds * crowd:
+                enough.set()
+            send(listener, event)
+
+        monkeypatch.setattr(Listener, "send", recorded)
+        followed.ledger.failing = 2  # a turn that could not be read for comes again
+        async with asyncio.timeout(5):
+            await enough.wait()
+        everyone = {listener.instance for listener in listeners}
+        assert all(set(told[n * crowd : (n + 1) * crowd]) == everyone for n in range(rounds))
+        assert max(Counter(listener.turn for listener in listeners).values()) == 3
 
     run(scenario, tmp_path)
 

@@ -5,13 +5,16 @@ import contextlib
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import orjson
 import pytest
 import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from broker.app import running
 from broker.config import ServeSection
@@ -19,6 +22,8 @@ from broker.sdk.errors import InvalidToken
 from broker.sdk.verifier import Verifier
 from broker.stores import wall_clock
 from broker.web import feed as feeds
+from broker.web.exchange import TokenConnection
+from broker.wire import FeedKill, Match
 from tests.kit import ARCHIVE, CREDITS, INVOICES, Home
 
 Test = Callable[["Site"], Coroutine[Any, Any, None]]
@@ -94,7 +99,12 @@ def run(path: Path, test: Test) -> None:
         home.write("taskpass.toml", "\n".join(x for x in text.splitlines() if not x.startswith("control_url")))
         async with running(home.config.model_copy(update={"serve": ServeSection()}), now=wall_clock) as process:
             options = uvicorn.Config(
-                process.app, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=2
+                process.app,
+                http=cast("type[asyncio.Protocol]", partial(TokenConnection, head_limit=16_384, connections=100)),
+                log_config=None,
+                lifespan="off",
+                ws="none",
+                timeout_graceful_shutdown=2,
             )
             server = uvicorn.Server(options)
             serving = asyncio.create_task(server.serve([listening]))
@@ -250,6 +260,61 @@ def test_63_a_slow_listener_is_cut_off_without_a_gap():
     while (event := listener.events.get_nowait()) is not None:
         got.append(event)
     assert got == [b"%d" % n for n in range(len(got))]  # a beginning, whole
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=st.lists(st.sampled_from(["event", "event", "turn", "full", "free"]), max_size=60))
+def test_what_is_written_past_the_stream_keeps_its_place(steps: list[str]):
+    """`full` and `free`: whether the connection takes what is pushed."""
+    sent, got, free = 0, [], True
+
+    def push(event: bytes) -> bool:
+        if free:
+            got.append(event)
+        return free
+
+    async def story() -> None:
+        nonlocal sent, free
+        listener = feeds.Listener("instance", "billing", None, push)
+
+        async def streamed() -> None:
+            async for event in listener.queued():
+                got.append(event)
+                await asyncio.sleep(0)
+
+        streaming = asyncio.create_task(streamed())
+        for step in steps:
+            if step == "event":
+                listener.send(b"%d" % sent)
+                sent += 1
+            elif step == "turn":
+                await asyncio.sleep(0)
+            else:
+                free = step == "free"
+        listener.close()
+        listener.send(b"after the end")
+        await streaming
+
+    asyncio.run(story())
+    assert got == [b"%d" % n for n in range(sent)]
+
+
+def test_a_client_that_reads_late_gets_everything_in_order(tmp_path: Path):
+    async def story(site: Site) -> None:
+        def put(n: int, matches: int) -> None:
+            owners = tuple((Match.AGENT, f"agent-{n}-{match}") for match in range(matches))
+            site.process.feed.put_provisional(FeedKill(id=f"prv_{n}", seq=-1, matches=owners, provisional=True))
+
+        async with site.stream() as (_, events):
+            await until(events, "heartbeat")
+            put(0, 1)
+            assert (await until(events, "kill"))["id"] == "prv_0"
+            for n in range(1, 100):  # more than sockets hold: some is written, some waits
+                put(n, 5_000)
+                await asyncio.sleep(0)
+            assert [(await until(events, "kill"))["id"] for _ in range(1, 100)] == [f"prv_{n}" for n in range(1, 100)]
+
+    run(tmp_path, story)
 
 
 def test_a_silent_verifier_is_missing_with_its_bound(tmp_path: Path):
