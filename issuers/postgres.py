@@ -140,7 +140,7 @@ class PostgresIssuer:
             ]
             session.execute(sql.SQL("; ").join(statements))
             values = self._values(session, settings, role, password)
-        self._passwords.refill()  # now: it would slow PostgreSQL down while it computes, too
+        self._passwords.refill()  # after this answer: it would slow PostgreSQL down while it computes, too
         return Minted(values=values, handle={**prepared, "oid": oid}, exp=exp)
 
     def _until(self, order: Order) -> int:
