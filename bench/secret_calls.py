@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 from collections.abc import Callable
 from statistics import median, quantiles
 from time import perf_counter
@@ -44,6 +45,25 @@ def _above(percentile: int, ours: list[float], theirs: list[float]) -> float:
     """How many percent one percentile of ours lies above theirs."""
     mine, bare = (quantiles(times, n=100)[percentile - 1] for times in (ours, theirs))
     return (mine / bare - 1) * 100
+
+
+def beside(site: Site, bare: Callable[[], object], *, fsyncs: int) -> Callable[[], object]:
+    """A yardstick: the bare call, one request to the broker that is answered at once, and so many durable writes of a
+    page, one after the other, in the directory of its ledger.
+    """
+    where = urlsplit(site.issuer)
+    connection = http.client.HTTPConnection(str(where.hostname), where.port)
+    file = os.open(site.ledger.parent / "beside", os.O_WRONLY | os.O_CREAT, 0o600)
+
+    def call() -> None:
+        connection.request("GET", "/livez")
+        connection.getresponse().read()
+        for _ in range(fsyncs):
+            os.write(file, bytes(4096))
+            os.fdatasync(file)
+        bare()
+
+    return call
 
 
 def asking(

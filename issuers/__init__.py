@@ -4,7 +4,7 @@ An issuer receives an `Order` whose every bound was fixed in the ledger's commit
 nothing. How its credentials end is declared, so that a receipt never promises more than is true.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -158,6 +158,35 @@ class Foresees(Protocol):
     def foreseen(self, order: Order) -> Handle | None:
         """What `prepare` would return, or None where only `prepare` can tell. Called inside the ledger's transaction:
         has no effect, and waits for nobody.
+        """
+        ...
+
+
+class Wish(NamedTuple):
+    """What of an order is known before its intent is committed."""
+
+    actions: tuple[str, ...]
+    limited: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+class Intent(NamedTuple):
+    """What a committed intent fixed, and what will find the credential, on record."""
+
+    order: Order
+    prepared: Handle
+
+
+@runtime_checkable
+class IssuesWhen(Protocol):
+    """What an issuer adds whose backend undoes by itself whatever is not confirmed, as a transaction is undone: most of
+    the work is done while the intent is being committed.
+    """
+
+    def issue_when(self, wish: Wish, intent: Callable[[], Intent | None]) -> Minted | None:
+        """As `issue`, begun before there is an order. `intent` waits until it is committed: before it has returned,
+        nothing has an effect at the backend, or is seen by anybody else there. None: there is nothing to be made, so
+        what was begun is undone.
         """
         ...
 

@@ -6,8 +6,9 @@ The password is sent as a SCRAM verifier. Its clear text reaches neither the ser
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -16,7 +17,7 @@ from urllib.parse import quote, urlencode
 import psycopg
 from psycopg import conninfo, sql
 
-from issuers import Ending, Found, Handle, IssuerError, Minted, Order, Seen, Standing
+from issuers import Ending, Found, Handle, Intent, IssuerError, Minted, Order, Seen, Standing, Wish
 from issuers.postgres_admin import Connection, Server, Sessions, server_of, sorted_errors
 from issuers.postgres_check import examine
 from issuers.scram import Passwords
@@ -109,32 +110,45 @@ class PostgresIssuer:
 
     def issue(self, order: Order, prepared: Handle) -> Minted:
         """Create the role with a password of its own, in one transaction."""
-        if order.limited:
-            raise IssuerError("A database login cannot be held to the parameters of an action.", happened=False)
+        minted = self.issue_when(Wish(order.actions, order.limited, order.settings), lambda: Intent(order, prepared))
+        assert minted is not None
+        return minted
+
+    def issue_when(self, wish: Wish, intent: Callable[[], Intent | None]) -> Minted | None:
+        """See `issuers.IssuesWhen`. What takes the server its time comes first, under a name that nobody ever sees; all
+        that others might have to wait for, and the role's own name, only after the intent.
+        """
+        settings, granted = _granted(wish)
+        password, verifier = self._passwords.take()
+        unseen = f"{self._server.prefix}_new_{secrets.token_hex(8)}"
+        with self._sessions.one() as session:
+            with _nothing_happened():
+                oid = _new_role(session, _create(unseen, verifier, settings), unseen)
+                committed = intent()
+            if committed is None:
+                session.execute("ROLLBACK")
+                return None
+            order, prepared = committed
+            role, exp = prepared["role"], self._until(order)
+            statements = [
+                _turn(role),
+                sql.SQL("ALTER ROLE {} RENAME TO {}").format(sql.Identifier(unseen), sql.Identifier(role)),
+                _until(role, exp),
+                _mark(role, self._mark + order.jti),
+                *_equip(role, granted, settings),
+                sql.SQL("COMMIT"),
+            ]
+            session.execute(sql.SQL("; ").join(statements))
+            values = self._values(session, settings, role, password)
+        self._passwords.refill()  # after this answer: it would slow PostgreSQL down while it computes, too
+        return Minted(values=values, handle={**prepared, "oid": oid}, exp=exp)
+
+    def _until(self, order: Order) -> int:
+        """When the login ends by itself. Raises IssuerError."""
         exp = min(order.exp, order.iat + self.max_ttl_s)
         if exp < order.iat + self.min_ttl_s:
             raise IssuerError(f"A database login lasts {self.min_ttl_s} seconds at least.", happened=False)
-        try:
-            settings = settings_of(order.settings)
-        except ValueError as error:
-            raise IssuerError(f"The settings of the resource are wrong: {error}.", happened=False) from None
-        role, granted = prepared["role"], settings.granted(order.actions)
-        password, verifier = self._passwords.take()
-        with self._sessions.one() as session:
-            statements = [
-                sql.SQL("BEGIN"),
-                _turn(role),
-                _create(role, verifier, exp, settings),
-                _mark(role, self._mark + order.jti),
-                *_equip(role, granted, settings),
-                sql.SQL("SELECT {}::regrole::oid::text").format(role),
-                sql.SQL("COMMIT"),
-            ]
-            answers = session.execute(sql.SQL("; ").join(statements)).results()
-            oid = [str(row[0]) for answer in answers if answer.description for row in answer][-1]
-            values = self._values(session, settings, role, password)
-        self._passwords.refill()  # now: it would slow PostgreSQL down while it computes, too
-        return Minted(values=values, handle={**prepared, "oid": oid}, exp=exp)
+        return exp
 
     def renews(self, handle: Handle) -> bool:
         """Every login that was made."""
@@ -316,11 +330,40 @@ def _turn(role: str) -> sql.Composed:
     return sql.SQL("SELECT pg_advisory_xact_lock(hashtextextended({}, 0))").format(role)
 
 
-def _create(role: str, verifier: str, exp: int, settings: PostgresSettings) -> sql.Composed:
+def _granted(wish: Wish) -> tuple[PostgresSettings, list[str]]:
+    """What the resource says of its logins, and the roles that this one gets. Raises IssuerError."""
+    if wish.limited:
+        raise IssuerError("A database login cannot be held to the parameters of an action.", happened=False)
+    try:
+        settings = settings_of(wish.settings)
+    except ValueError as error:
+        raise IssuerError(f"The settings of the resource are wrong: {error}.", happened=False) from None
+    return settings, settings.granted(wish.actions)
+
+
+@contextmanager
+def _nothing_happened() -> Iterator[None]:
+    """Whatever fails while a transaction is open, nothing of it was done."""
+    try:
+        with sorted_errors():
+            yield
+    except IssuerError as error:
+        raise IssuerError(error.sentence, happened=False, retry_after_s=error.retry_after_s) from None
+
+
+def _create(role: str, verifier: str, settings: PostgresSettings) -> sql.Composed:
+    """A login that has no time yet."""
     return sql.SQL(
         "CREATE ROLE {} LOGIN INHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
-        " CONNECTION LIMIT {} PASSWORD {} VALID UNTIL {}"
-    ).format(sql.Identifier(role), settings.connection_limit, verifier, _timestamp(exp))
+        " CONNECTION LIMIT {} PASSWORD {} VALID UNTIL '-infinity'"
+    ).format(sql.Identifier(role), settings.connection_limit, verifier)
+
+
+def _new_role(session: Connection, create: sql.Composed, role: str) -> str:
+    """Its oid, in a transaction that stays open."""
+    look = sql.SQL("SELECT {}::regrole::oid::text").format(role)
+    answers = session.execute(sql.SQL("; ").join([sql.SQL("BEGIN"), create, look])).results()
+    return [str(row[0]) for answer in answers if answer.description for row in answer][-1]
 
 
 def _until(role: str, exp: int) -> sql.Composed:

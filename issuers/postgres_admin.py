@@ -136,7 +136,10 @@ class Sessions:
         try:
             connection.patience_s = self._server.statement_timeout_s + self._server.connect_timeout_s
             # Half as long for a lock, so that it is the lock that the error names.
-            connection.execute(f"SET statement_timeout = {timeout_ms}; SET lock_timeout = {timeout_ms // 2}".encode())
+            connection.execute(
+                f"SET statement_timeout = {timeout_ms}; SET lock_timeout = {timeout_ms // 2};"
+                f" SET idle_in_transaction_session_timeout = {connection.patience_s * 1_000}".encode()
+            )
         except psycopg.Error as error:
             connection.close()
             raise IssuerError(_unreachable(error), happened=False) from None

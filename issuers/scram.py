@@ -4,11 +4,13 @@ import base64
 import hashlib
 import hmac
 import secrets
+import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 _ITERATIONS: Final = 4_096  # PostgreSQL's own number. Some clients accept no fewer, and ours need no more: see `_fresh`
+_LATER_S: Final = 0.02
 
 
 class Password(NamedTuple):
@@ -29,6 +31,8 @@ class Passwords:
         self._wanted = ready
         self._ready: deque[Password] = deque()
         self._making = ThreadPoolExecutor(1, thread_name_prefix="passwords")
+        self._due = False
+        self._closed = threading.Event()
 
     def take(self) -> Password:
         """One that nobody else gets."""
@@ -38,16 +42,24 @@ class Passwords:
             return _fresh()
 
     def refill(self) -> None:
-        """Have others made in the place of those that were taken. Returns at once."""
-        self._making.submit(self._refill)
+        """Have others made in the place of those that were taken, a moment later: whoever took one is being answered
+        now. Returns at once.
+        """
+        if not self._due:
+            self._due = True
+            self._making.submit(self._refill)
 
     def close(self) -> None:
         """Make no more, and forget those that nobody got. `refill` raises RuntimeError from here on."""
+        self._closed.set()
         self._making.shutdown(cancel_futures=True)
+        self._due = False
         self._ready.clear()
 
     def _refill(self) -> None:
-        while len(self._ready) < self._wanted:
+        self._closed.wait(_LATER_S)
+        self._due = False
+        while len(self._ready) < self._wanted and not self._closed.is_set():
             self._ready.append(_fresh())
 
 

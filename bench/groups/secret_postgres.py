@@ -6,6 +6,9 @@ as the SCRAM verifier that libpq computes of it. In turns with requests to `task
 commits of the ledger for each credential. One at a time: no queue is compared. Nobody is pinned to a core: what is
 compared is latency.
 
+A yardstick is beside it too: the bare call, a request to the broker that is answered at once, and one durable write. Of
+our two commits the first is made while PostgreSQL works.
+
 Most of the bare call is one computation: PostgreSQL checks by the verifier, in some milliseconds, that the password is
 not empty. libpq takes two thirds of that again to make the verifier, which the broker has ready.
 """
@@ -18,7 +21,7 @@ import psycopg
 from bench.machine import all_cores
 from bench.run import Run
 from bench.secret_backends import missing, postgres
-from bench.secret_calls import asking, overhead
+from bench.secret_calls import asking, beside, overhead
 from bench.serving import serving
 
 FIGURE = "secret_postgres_overhead"
@@ -45,6 +48,7 @@ def measure(run: Run) -> None:
                 ours=asking(site),
                 bare_on_a_new_session=lambda: _fresh(dsn),
                 bare_with_the_verifier_ready=lambda: _bare(session, ready),
+                bare_with_a_request_and_an_fsync=beside(site, lambda: _bare(session, _verifier(session)), fsyncs=1),
             )
 
 

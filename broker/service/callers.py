@@ -106,13 +106,16 @@ class Callers:
         if token is None:
             self._refusals.count("no_credential")
             raise NotAuthenticated("Send an assertion or a session token as `Authorization: Bearer`.")
+        known = self._known_session(token)
+        if known is not None:
+            return self._by_session(known)
         try:
             unverified = jose.parse(token)
         except jose.JoseError as error:
             self._refusals.count(error.reason)
             raise NotAuthenticated(f"The bearer token is not acceptable: {error}.") from None
         if unverified.header.typ == SESSION_TYP:
-            return self._by_session(token)
+            return self._by_session(self._verified_session(token))
         return await self._by_assertion(token, self._host_now() if even_late else self._now())
 
     async def spend(self, caller: Caller, route: str, *, even_unrecorded: bool = False) -> None:
@@ -226,8 +229,7 @@ class Callers:
             await rules.attesters.refresh(needed.source)
             return rules.attesters.attest(token, audiences=audiences, sole=True, now_ms=now)
 
-    def _by_session(self, token: str) -> Caller:
-        claims = self._verified_session(token)
+    def _by_session(self, claims: jose.Claims) -> Caller:
         registry, seq, name = self._rules.current.registry, claims["seq"], claims["sub"]
         if claims["kind"] == "operator" and name in registry.operators:
             return OperatorCaller(registry.operators[name], session_seq=seq)
@@ -244,15 +246,19 @@ class Callers:
             return AgentCaller(registry.agents[name], workload, session_seq=seq)
         raise NotAuthenticated(f"{name} is not registered any more.")
 
+    def _known_session(self, token: str) -> jose.Claims | None:
+        """The claims of a session that was verified with the keys of today: since then it has only grown older."""
+        known = self._sessions.get(hashlib.sha256(token.encode(errors="replace")).digest())
+        if known is None or known[0] is not self._keys_of_sessions() or self._now() // 1000 >= known[1].expires_s:
+            return None
+        return known[1]
+
     def _verified_session(self, token: str) -> jose.Claims:
-        """The session's claims. What was verified once, with the keys of today, only grows older."""
-        keys, now_s = self._keys_of_sessions(), self._now() // 1000
+        """The session's claims, remembered."""
+        keys = self._keys_of_sessions()
         digest = hashlib.sha256(token.encode()).digest()
-        known = self._sessions.get(digest)
-        if known is not None and known[0] is keys and now_s < known[1].expires_s:
-            return known[1]
         try:
-            claims = jose.verify(token, keys.find, self._session_profile, now_s)
+            claims = jose.verify(token, keys.find, self._session_profile, self._now() // 1000)
         except jose.JoseError as error:
             self._sessions.pop(digest, None)
             self._refusals.count(error.reason)

@@ -6,8 +6,9 @@ import asyncio
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,6 +26,14 @@ class StillRunning(Exception):
         self.call = call
 
 
+@dataclass(frozen=True, slots=True)
+class Running(Generic[T]):
+    """A call that was begun."""
+
+    call: "Future[T]"
+    future: "asyncio.Future[T]"
+
+
 class Calls:
     """The threads of one issuer. `waiting` calls at most stand in line behind those that run."""
 
@@ -36,19 +45,26 @@ class Calls:
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What the function returns or raises. Raises Busy, StillRunning."""
+        return await self.result(self.begin(function, *args, **kwargs))
+
+    def begin(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Running[T]:
+        """Have a thread call it. Raises Busy."""
         if self._open >= self._most:
             raise Busy
-        loop = asyncio.get_running_loop()
         call = self._pool.submit(function, *args, **kwargs)
         self._open += 1
-        future = asyncio.wrap_future(call, loop=loop)
+        future = asyncio.wrap_future(call)
         future.add_done_callback(self._done)
-        done, _ = await asyncio.wait({future}, timeout=self._limit_s)
+        return Running(call, future)
+
+    async def result(self, running: Running[T]) -> T:
+        """What a call that was begun returns or raises; from now on it has its time. Raises Busy, StillRunning."""
+        done, _ = await asyncio.wait({running.future}, timeout=self._limit_s)
         if done:
-            return future.result()
-        if call.cancel():
+            return running.future.result()
+        if running.call.cancel():
             raise Busy
-        raise StillRunning(call)
+        raise StillRunning(running.call)
 
     def close(self) -> None:
         """Begin no more calls. Those that run end by their own bounds."""

@@ -2,7 +2,8 @@
 world outside of the transaction, so step 9 is in parts:
 
  1. to 7.                     as `issuance`; the route's guard has authenticated the caller
- 8. commit the intent         a kill, hold, reload or task's end that came first; a proof spent twice
+ 8. commit the intent         a kill, hold, reload or task's end that came first; a proof spent twice. Meanwhile a
+                              backend that can may begin with what has no effect until it is confirmed, see `ahead`
  9a. prepare, and record it   a credential at the backend that the ledger cannot find (in 8 already, if foreseen)
  9b. ask the backend          only now can there be one
 10. check what was made       one that outlives its commit
@@ -29,13 +30,14 @@ from broker.ledger.external_views import ExternalRow, external_grant_by_id
 from broker.ledger.writer import Writer
 from broker.model import AgentCaller, Caller
 from broker.rules import Rules, RulesInForce
+from broker.service.ahead import Ahead
 from broker.service.asks import CredentialAsk
 from broker.service.callers import may_see
 from broker.service.calls import Busy, Calls, StillRunning, place_of
 from broker.service.outcomes import approval_needed, refusal_error
 from broker.service.steps import Case, Steps, split_actions
 from broker.telemetry import tracing
-from issuers import Ending, Handle, IssuerError, Minted, Order, SecretIssuer, renewer_of
+from issuers import Ending, Handle, IssuerError, Minted, Order, SecretIssuer, Wish, renewer_of
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +87,7 @@ class Credentials:
         self._writer = writer
         self._steps = steps
         self._backends = backends
+        self._call_limit_s = call_limit_s
         self._settles_ms = int(2 * call_limit_s * 1000) + 5_000  # two calls, and the commit between them
         self._running: set[asyncio.Task[Any]] = set()
 
@@ -99,13 +102,18 @@ class Credentials:
 
     async def _issue(self, caller: AgentCaller, ask: CredentialAsk) -> dict[str, Any]:
         """The numbered pipeline."""
-        case, begun = await self._begin(caller, ask)  # 1 to 8
+        with Ahead(patience_s=self._call_limit_s) as ahead:
+            case, begun = await self._begin(caller, ask, ahead)  # 1 to 8
+            return await self._made(case, begun, ahead)
+
+    async def _made(self, case: _Case, begun: Begun, ahead: Ahead) -> dict[str, Any]:
+        """9 to 11."""
         asked, backend = case.asked(), self._backends[begun.issuer]
         assert asked.ask is not None
         order = _order(begun, case)
         try:
             prepared = await self._prepare(backend, order, begun, asked)  # 9a
-            minted = await self._make(backend, order, begun, prepared)  # 9b
+            minted = await self._make(backend, order, begun, prepared, ahead)  # 9b
             await self._check(minted, order, begun)  # 10
             delivered = await self._deliver(order, begun, asked, minted)  # 11
         except TaskpassError as error:
@@ -118,14 +126,17 @@ class Credentials:
 
     # --- Steps 1 to 8 -------------------------------------------------------------------------------------------------
 
-    async def _begin(self, caller: AgentCaller, ask: CredentialAsk) -> tuple[_Case, Begun]:
+    async def _begin(self, caller: AgentCaller, ask: CredentialAsk, ahead: Ahead) -> tuple[_Case, Begun]:
         rules = self._rules.current
         for _ in range(_DECIDE_AGAIN):
             case = self._decided(rules, caller, ask)
             if case.result is not None:
                 raise case.result
+            command = self._command(rules, case)
+            if isinstance(command, Begin):
+                self._look_ahead(case, ahead)
             try:
-                outcome = await self._writer.submit(self._command(rules, case))
+                outcome = await self._writer.submit(command)
             except LedgerUnavailable as error:
                 raise Unavailable(_LEDGER_DOWN, internal=repr(error)) from error
             match outcome:
@@ -192,6 +203,15 @@ class Credentials:
             foreseen=lambda begun: foreseen(_order(begun, case)),
         )
 
+    def _look_ahead(self, case: _Case, ahead: Ahead) -> None:
+        """Have the backend begin with what it undoes by itself, while the intent is being committed."""
+        assert case.ask is not None
+        assert case.resource is not None
+        backend = self._backends[case.resource.issuer]
+        ahead.begin(
+            backend.making, backend.issuer, Wish(*split_actions(case.resource, case.ask), case.resource.settings)
+        )
+
     # --- Steps 9 to 11 ------------------------------------------------------------------------------------------------
 
     async def _prepare(self, backend: Backend, order: Order, begun: Begun, asked: Asked) -> Handle:
@@ -213,14 +233,14 @@ class Credentials:
             raise _refused(refused)
         return prepared
 
-    async def _make(self, backend: Backend, order: Order, begun: Begun, prepared: Handle) -> Minted:
+    async def _make(self, backend: Backend, order: Order, begun: Begun, prepared: Handle, ahead: Ahead) -> Minted:
         """9b. Raises; unless the backend certainly did nothing, what it may have done is revoked."""
         stop = self._stopped(order)
         if stop is not None:
             await self._abandon(Abandon(begun, "killed", happened=True))
             raise stop
         try:
-            return await backend.making.run(backend.issuer.issue, order, prepared)
+            return await ahead.make(backend.making, backend.issuer, order, prepared)
         except StillRunning as late:
             await self._abandon(Abandon(begun, _why(late), happened=True, settled=False))
             self._tracked(self._when_back(late.call, begun))

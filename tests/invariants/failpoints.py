@@ -115,6 +115,7 @@ def install(file: Path | None = None) -> None:
     for step in ("prepare", "issue", "renew", "close", "revoke", "status"):
         call = _around(getattr(FileIssuer, step), failpoint, before=f"before:{step}d", after=f"after:{step}d")
         setattr(FileIssuer, step, call)
+    FileIssuer.begin = _around(FileIssuer.begin, failpoint, after="begun")  # type: ignore[method-assign]
     Application.__call__ = _answering(Application.__call__, failpoint)
     Exchange._write = _writing(Exchange._write, failpoint)
 

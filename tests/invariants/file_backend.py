@@ -1,9 +1,9 @@
 """A backend that outlives the broker's process: a directory, with a file for each login and session, and its issuer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from issuers import Ending, Found, Handle, Minted, Order, Standing
+from issuers import Ending, Found, Handle, Intent, Minted, Order, Standing, Wish
 
 PLACE = "INVARIANTS_BACKEND"
 
@@ -32,6 +32,15 @@ class FileIssuer:
     def issue(self, order: Order, prepared: Handle) -> Minted:
         (self.logins / prepared["login"]).write_text(str(order.exp))
         return Minted({"password": "x" * 20}, {**prepared, "made": "1"}, order.exp)
+
+    def issue_when(self, wish: Wish, intent: Callable[[], Intent | None]) -> Minted | None:
+        """Its transactions are in memory, as far as others see: with the process they are gone."""
+        self.begin(wish)
+        committed = intent()
+        return None if committed is None else self.issue(*committed)
+
+    def begin(self, wish: Wish) -> None:
+        """From here on a transaction is open."""
 
     def renews(self, handle: Handle) -> bool:
         return "made" in handle

@@ -23,7 +23,7 @@ local all taskpass trust
 host all taskpass 127.0.0.1/32 trust
 host all all 127.0.0.1/32 scram-sha-256
 """
-EFFECT = b" ROLE "  # what only the issuer's changes say
+EFFECT = b"ALTER ROLE "  # what only those of the issuer's exchanges say that have an effect
 
 
 class PostgresHarness(Harness):

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from issuers import IssuerError, Minted, Standing
+from issuers import Intent, IssuerError, Minted, Order, Standing, Wish
 from issuers.postgres import PostgresIssuer, server_of, settings_of, setup_sql
 from tests.issuers.harness import EPOCH
 from tests.issuers.postgres_harness import ADMIN_PASSWORD, PostgresHarness, a_server
@@ -374,12 +374,16 @@ def test_while_the_server_is_down_nothing_is_gone(at: PostgresHarness) -> None:
     assert at.existing() == set()
 
 
+FIRST = "LOCK TABLE pg_authid IN SHARE MODE"  # where a creation waits for it before its intent is asked for
+LAST = "LOCK TABLE pg_shdescription IN SHARE MODE"  # and where it does after that
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGQUIT])
 def test_a_crash_in_the_middle_of_a_creation(at: PostgresHarness, how: signal.Signals) -> None:
     order = at.order()
     prepared = at.issuer.prepare(order)
     with psycopg.connect(at.server.url()) as blocking, ThreadPoolExecutor() as pool:
-        blocking.execute("LOCK TABLE pg_authid IN SHARE MODE")
+        blocking.execute(LAST)
         issuing = pool.submit(at.issuer.issue, order, prepared)
         until_blocked(at)
         at.server.stop(how)
@@ -403,7 +407,7 @@ def test_a_creation_that_outlives_its_connection_is_waited_for(at: PostgresHarne
     order = at.order()
     prepared = at.issuer.prepare(order)
     with psycopg.connect(at.server.url()) as blocking, ThreadPoolExecutor() as pool:
-        blocking.execute("LOCK TABLE pg_authid IN SHARE MODE")
+        blocking.execute(LAST)
         issuing = pool.submit(at.issuer.issue, order, prepared)
         until_blocked(at)
         at.proxy.cut()
@@ -424,20 +428,117 @@ def test_a_server_that_says_nothing_holds_nobody_for_long(at: PostgresHarness) -
     at.proxy.silent = True
     with pytest.raises(IssuerError) as caught:
         issued(at, issuer)
+    assert caught.value.happened is False  # it was never told to commit
+    at.proxy.silent = False
+    at.proxy.cut()
+    order = at.order()
+
+    def silenced() -> Intent:
+        at.proxy.silent = True
+        return Intent(order, issuer.prepare(order))
+
+    with pytest.raises(IssuerError) as caught:
+        issuer.issue_when(wish_of(order), silenced)
     assert caught.value.happened is None
     at.proxy.silent = False
     at.proxy.cut()
     issuer.shut_down()
 
 
-def test_a_lock_that_is_not_given_did_nothing(at: PostgresHarness) -> None:
+@pytest.mark.parametrize("lock", [FIRST, LAST])
+def test_a_lock_that_is_not_given_did_nothing(at: PostgresHarness, lock: str) -> None:
     issuer = at.make(statement_timeout_s=1)
     with psycopg.connect(at.server.url()) as blocking:
-        blocking.execute("LOCK TABLE pg_authid IN SHARE MODE")
+        blocking.execute(lock.encode())
         with pytest.raises(IssuerError) as caught:
             issued(at, issuer)
     assert caught.value.happened is False
     issuer.shut_down()
+
+
+# --- While the intent is being committed ------------------------------------------------------------------------------
+
+
+def wish_of(order: Order) -> Wish:
+    return Wish(order.actions, order.limited, order.settings)
+
+
+def new_roles(at: PostgresHarness) -> list[tuple[Any, ...]]:
+    """Every role that is not of the harness itself, by the server's own view."""
+    return at.server.run("SELECT rolname FROM pg_roles WHERE starts_with(rolname, 'tp_') AND rolname <> 'tp_admin'")
+
+
+def test_before_its_intent_nobody_sees_anything_of_a_login(at: PostgresHarness) -> None:
+    order = at.order()
+    prepared = at.issuer.prepare(order)
+
+    def intent() -> Intent:
+        assert new_roles(at) == []
+        assert list(at.issuer.orphans()) == []
+        at.issuer.revoke(prepared)  # which waits for nobody
+        assert at.server.run("SELECT state FROM pg_stat_activity WHERE query LIKE 'BEGIN; CREATE ROLE%'") == [
+            ("idle in transaction",)
+        ]
+        return Intent(order, prepared)
+
+    minted = at.issuer.issue_when(wish_of(order), intent)
+    assert minted is not None
+    assert new_roles(at) == [(prepared["role"],)]
+    assert at.use(minted.values).accepted
+
+
+def test_two_may_be_begun_at_once_with_the_same_privileges(at: PostgresHarness) -> None:
+    """What a creation that waits for its intent has locked, nobody else needs."""
+    order, other = at.order(), at.order()
+
+    def intent() -> Intent:
+        assert at.issuer.issue(other, at.issuer.prepare(other)).values
+        return Intent(order, at.issuer.prepare(order))
+
+    assert at.issuer.issue_when(wish_of(order), intent) is not None
+    assert len(at.existing()) == 2
+
+
+def test_without_an_intent_it_is_undone(at: PostgresHarness) -> None:
+    assert at.issuer.issue_when(wish_of(at.order()), lambda: None) is None
+    assert new_roles(at) == []
+    assert at.server.run("SELECT state FROM pg_stat_activity WHERE usename = 'tp_admin'") == [("idle",)]
+
+
+def test_an_intent_that_fails_undoes_it(at: PostgresHarness) -> None:
+    def intent() -> Intent:
+        raise IssuerError("The ledger took too long.", happened=False)
+
+    with pytest.raises(IssuerError, match="took too long") as caught:
+        at.issuer.issue_when(wish_of(at.order()), intent)
+    assert caught.value.happened is False
+    assert new_roles(at) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, None])
+def test_whoever_dies_while_it_waits_for_its_intent_nothing_is_there(
+    at: PostgresHarness, how: signal.Signals | None
+) -> None:
+    """The server, or the way to the broker: as when the broker dies. Whether its intent was durable is open then."""
+    order = at.order()
+    prepared = at.issuer.prepare(order)
+
+    def intent() -> Intent:
+        if how is None:
+            at.proxy.cut()
+        else:
+            at.server.stop(how)
+        return Intent(order, prepared)
+
+    with pytest.raises(IssuerError):
+        at.issuer.issue_when(wish_of(order), intent)
+    if how is not None:
+        at.server.start()
+    while at.server.run("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'BEGIN; CREATE ROLE%'"):
+        threading.Event().wait(0.005)
+    assert new_roles(at) == []
+    at.issuer.revoke(prepared)
+    assert at.issuer.status(prepared).standing is Standing.GONE
 
 
 # --- Settings ---------------------------------------------------------------------------------------------------------

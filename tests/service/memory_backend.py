@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.issuing import Opened
-from issuers import Ending, Found, Handle, IssuerError, Minted, Order, Standing
+from issuers import Ending, Found, Handle, Intent, IssuerError, Minted, Order, Standing, Wish
 from tests.kit import Broker, Clock, Home
 
 CANARY = "sW0rdf+sh/pa=ss w%rd"  # its url, base64 and hex forms all differ
@@ -129,6 +129,18 @@ class ForeseeingIssuer(MemoryIssuer):
 
     def foreseen(self, order: Order) -> Handle:
         return {"login": f"{self.prefix}_{order.jti.removeprefix('grt_')}"}
+
+
+class AheadIssuer(ForeseeingIssuer):
+    """One whose backend has transactions: what is begun has no effect before it is confirmed."""
+
+    def issue_when(self, wish: Wish, intent: Callable[[], Intent | None]) -> Minted | None:
+        self._do("begin", " ".join(wish.actions), lambda: None)
+        committed = intent()
+        if committed is None:
+            self._do("undo", "", lambda: None)
+            return None
+        return self.issue(*committed)
 
 
 def failed(_: Callable[[], Any]) -> Any:

@@ -17,7 +17,17 @@ import pytest
 from broker.config import SecretsSection
 from broker.wire import FeedKill
 from tests.kit import Broker
-from tests.service.memory_backend import CANARY, ForeseeingIssuer, MemoryIssuer, Site, bug, failed, happened, opened
+from tests.service.memory_backend import (
+    CANARY,
+    AheadIssuer,
+    ForeseeingIssuer,
+    MemoryIssuer,
+    Site,
+    bug,
+    failed,
+    happened,
+    opened,
+)
 
 
 @pytest.fixture
@@ -91,13 +101,23 @@ def test_56_a_credential_that_comes_after_the_kill_is_revoked_not_delivered(site
     assert site.receipt(killed.json()["id"])["external"]["confirmed"] == 1
 
 
+@pytest.mark.parametrize(
+    ("issuer", "step"), [(ForeseeingIssuer, "issue"), (AheadIssuer, "issue"), (AheadIssuer, "begin")]
+)
 @pytest.mark.parametrize("target", ["agent", "task", "grant", "all"])
-def test_56_so_it_is_where_the_handle_was_foreseen(tmp_path: Path, target: str):
-    site = Site(tmp_path, ForeseeingIssuer())
+def test_56_so_it_is_where_the_handle_was_foreseen(
+    tmp_path: Path, target: str, issuer: type[ForeseeingIssuer], step: str
+):
+    site = Site(tmp_path, issuer())
     task = site.broker.open_task("data-bot")
     values = {"agent": lambda: "data-bot", "task": lambda: task, "grant": lambda: site.last()[1], "all": str}
-    kill = lambda: killing(site, target, values[target]())()  # noqa: PLW0108  (only then there is a grant to name)
-    answer, killed = during(site, "issue", kill, task=task)
+
+    async def kill() -> Any:
+        while not site.broker.query("SELECT 1 FROM external_grants"):  # noqa: ASYNC110  (then there is one to name)
+            await asyncio.sleep(0)
+        return await killing(site, target, values[target]())()
+
+    answer, killed = during(site, step, kill, task=task)
     assert killed.status_code < 300, killed.text
     assert answer.status_code == 403, answer.text
     assert CANARY not in answer.text
