@@ -15,6 +15,7 @@ from bench.serving import serving
 from broker.ledger.verify import verify_ledger
 
 WORKERS = 2
+_EACH = 64  # connections: as many for each worker as the one has
 
 
 def measure(run: Run) -> None:
@@ -36,8 +37,10 @@ def measure(run: Run) -> None:
         rounds = []
         for _ in range(run.times(8, 3)):
             seconds = run.times(3, 2)
-            (first,) = run.paired([singly], connections=64, rounds=1, seconds=seconds)
-            (second,) = run.paired([doubly], connections=64, rounds=1, seconds=seconds, load_cores=spare or own)
+            (first,) = run.paired([singly], connections=_EACH, rounds=1, seconds=seconds)
+            (second,) = run.paired(
+                [doubly], connections=WORKERS * _EACH, rounds=1, seconds=seconds, load_cores=spare or own
+            )
             rounds.append(first | second)
     ratios = [_rate(each["2 workers"], shared=not spare) / each["1 worker"].rate for each in rounds]
     plain = median(each["2 workers"].rate / each["1 worker"].rate for each in rounds)

@@ -4,7 +4,7 @@ All three spend the caller's proof and are events. Identifiers, lifetime and sig
 commit: after it, minting only adds the signature, so a token's `seq` claim is the position of its own event.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -262,14 +262,18 @@ class Stop:
     hold: str | None = None
 
 
+def _selectors(asked: Asked) -> Iterator[Selector]:
+    yield Selector(Target.AGENT, asked.agent)
+    yield Selector(Target.OWNER, asked.owner)
+    if asked.ask is not None:
+        yield Selector(Target.RESOURCE, asked.ask.resource)
+
+
 def stopped(tx: Tx, asked: Asked) -> Stop | None:
     """The first guard of issuance that does not hold now: issuance itself, holds, the task."""
     if tx.head.issuance_stopped:
         return Stop("issuance_stopped", f"Issuance is stopped: {tx.head.issuance_stopped}")
-    selectors = [Selector(Target.AGENT, asked.agent), Selector(Target.OWNER, asked.owner)]
-    if asked.ask is not None:
-        selectors.append(Selector(Target.RESOURCE, asked.ask.resource))
-    held = holding(tx, selectors)
+    held = holding(tx, _selectors(asked))
     if held is not None:
         what, hold = held
         return Stop("held", f"Issuance for {what} is on hold ({hold}).", hold)
