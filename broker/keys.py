@@ -132,7 +132,8 @@ class Keyring:
         """Compact JWTs for (kid, typ, claims), in order; the slot of one that cannot be signed holds why. Suspends only
         when a vault is needed: then for all of one key together.
         """
-        if any(kid not in self._signers and kid not in self._remote for kid, _, _ in wanted):
+        kids = {kid for kid, _, _ in wanted}
+        if not all(kid in self._signers or kid in self._remote for kid in kids):
             try:
                 await self.learn()
             except TaskpassError as error:

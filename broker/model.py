@@ -6,7 +6,7 @@ Times are ledger times: whole milliseconds since the Unix epoch, unless a name s
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from broker.errors import Problem
 from broker.wire import Match
@@ -14,8 +14,7 @@ from broker.wire import Match
 # --- Identity ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(NamedTuple):
     """The replay mark of a single-use assertion: (issuer, jti) succeeds at most once until `expires` (DESIGN 5)."""
 
     issuer: str
@@ -23,8 +22,7 @@ class Proof:
     expires: int
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
+class Workload(NamedTuple):
     """A running process that proved its identity. Only an attester makes one, after every check has passed."""
 
     trust: str  # id of the trust row that vouched for it

@@ -24,11 +24,12 @@ class AccessTokenIssuer:
 
     async def issue_all(self, orders: Sequence[Order]) -> Sequence[str | Exception]:
         """Sign the orders' claims together. The slot of an order that is inconsistent in itself holds a ValueError."""
-        wanted = [(order.kid, TYP, self.claims(order)) for order in orders if _is_one(order)]
+        sound = [_is_one(order) for order in orders]
+        wanted = [(order.kid, TYP, self.claims(order)) for order, good in zip(orders, sound, strict=True) if good]
         signed = iter(await self._sign_all(wanted))
         return [
-            next(signed) if _is_one(order) else ValueError(f"order at position {order.seq} is not one credential")
-            for order in orders
+            next(signed) if good else ValueError(f"order at position {order.seq} is not one credential")
+            for order, good in zip(orders, sound, strict=True)
         ]
 
     def claims(self, order: Order) -> dict[str, Any]:

@@ -140,7 +140,7 @@ class Issuance:
                 case.start_over()
             self._identify(rules, waiting)  # 2, 3
             self._evaluate(rules, [case for case in waiting if case.open])  # 4, 5, 6
-            await self._see_to_the_key([case for case in waiting if case.open and not case.gates])
+            await self._see_to_the_key(waiting)
             if await self._commit(rules, [case for case in waiting if case.result is None]):  # 7, 8
                 await self._rules.catch_up()
         await self._mint([case for case in cases if case.issued is not None])  # 9, 10
@@ -196,7 +196,8 @@ class Issuance:
             await self._prepare()
         except Unavailable as error:
             for case in cases:
-                case.result = error
+                if case.open and not case.gates:
+                    case.result = error
 
     async def _commit(self, rules: Rules, cases: Sequence[TokenCase]) -> bool:
         """7, 8: one ledger batch; every guard is read again inside it. True when some must be decided again."""

@@ -143,7 +143,8 @@ class Exchange:
             self._write(_head(response.status_code, response.raw_headers), bytes(response.body))
         else:
             body = granted(answer)
-            head = b"%b%bcontent-length: %d\r\n" % (_GRANTED, _lines(named(self._request_id)), len(body))
+            name = _lines(named(self._request_id)) if self._request_id else b""
+            head = b"%b%bcontent-length: %d\r\n" % (_GRANTED, name, len(body))
             self._write(head, body)
 
     def _write(self, head: bytes, body: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from broker.ledger import Reader, Tx
@@ -16,6 +17,7 @@ _MARK_START: Final = 16
 _BEHIND_ALL_MARKS: Final = b"\xff" * 33
 
 
+@lru_cache(maxsize=1024)  # asked for twice in a commit: to spend it, and for its event
 def mark_of(proof: Proof) -> bytes:
     """The replay mark of a proof: how its jti begins, and half a digest of issuer and jti, joined so that no two pairs
     collide.
