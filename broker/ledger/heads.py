@@ -67,6 +67,11 @@ class Seen(NamedTuple):
     leaf: bytes  # of the last event
 
 
+def _age(head: Head) -> tuple[int, ...]:
+    """Compares heads of one history: none of these ever goes back, and a commit need not change the first ones."""
+    return head.size, head.time, head.guard_version, head.floor, head.archived
+
+
 class LastSeen:
     """The newest state that this process has seen, and whether it had to stop. Thread-safe."""
 
@@ -83,7 +88,7 @@ class LastSeen:
     def remember(self, seen: Seen) -> None:
         """Take note of a committed state, unless a newer one is known."""
         with self._lock:
-            if (seen.head.size, seen.head.time) >= (self._seen.head.size, self._seen.head.time):
+            if _age(seen.head) >= _age(self._seen.head):
                 self._seen = seen
 
     def compare(
