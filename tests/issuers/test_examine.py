@@ -137,7 +137,8 @@ def test_each_thing_wrong_at_vault_is_named(site: kit.Site, tmp_path: Path) -> N
     assert told[0].startswith("rights: the broker's policy lacks sys/leases/revoke/database/creds/unknown/*")
     assert told[1].startswith("session: none for unknown: ")
     assert any(each.startswith("mount: unmounted: nothing is mounted at nowhere/creds/x") for each in told)
-    assert "clock: 3600 s ahead of ours" in told
+    # Vault states whole seconds: one may have passed between its answer and our look.
+    assert {"clock: 3599 s ahead of ours", "clock: 3600 s ahead of ours"} & set(told)
     assert site.bao.leases("database/creds/readonly") == []
 
 
