@@ -47,7 +47,7 @@ def _above(percentile: int, ours: list[float], theirs: list[float]) -> float:
     return (mine / bare - 1) * 100
 
 
-def beside(site: Site, bare: Callable[[], object], *, fsyncs: int) -> Callable[[], object]:
+def yardstick(site: Site, bare: Callable[[], object], *, fsyncs: int) -> Callable[[], object]:
     """A yardstick: the bare call, one request to the broker that is answered at once, and so many durable writes of a
     page, one after the other, in the directory of its ledger.
     """

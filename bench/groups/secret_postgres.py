@@ -21,7 +21,7 @@ import psycopg
 from bench.machine import all_cores
 from bench.run import Run
 from bench.secret_backends import missing, postgres
-from bench.secret_calls import asking, beside, overhead
+from bench.secret_calls import asking, overhead, yardstick
 from bench.serving import serving
 
 FIGURE = "secret_postgres_overhead"
@@ -48,7 +48,7 @@ def measure(run: Run) -> None:
                 ours=asking(site),
                 bare_on_a_new_session=lambda: _fresh(dsn),
                 bare_with_the_verifier_ready=lambda: _bare(session, ready),
-                bare_with_a_request_and_an_fsync=beside(site, lambda: _bare(session, _verifier(session)), fsyncs=1),
+                bare_with_a_request_and_an_fsync=yardstick(site, lambda: _bare(session, _verifier(session)), fsyncs=1),
             )
 
 

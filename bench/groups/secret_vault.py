@@ -11,7 +11,7 @@ broker that is answered at once, and two durable writes, of which neither may ov
 from bench.machine import all_cores
 from bench.run import Run
 from bench.secret_backends import missing, vault
-from bench.secret_calls import asking, beside, overhead
+from bench.secret_calls import asking, overhead, yardstick
 from bench.serving import serving
 
 FIGURE = "secret_vault_overhead"
@@ -34,5 +34,5 @@ def measure(run: Run) -> None:
                 bare=server.lease,
                 ours=asking(site, in_one_task=True),
                 with_a_task_for_each=asking(site),
-                bare_with_a_request_and_two_fsyncs=beside(site, server.lease, fsyncs=2),
+                bare_with_a_request_and_two_fsyncs=yardstick(site, server.lease, fsyncs=2),
             )

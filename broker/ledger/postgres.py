@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from copy import copy
 from typing import Any, Final, NoReturn, Self
 from urllib.parse import urlsplit
 
@@ -29,7 +28,7 @@ from broker.ledger import (
     Now,
     OutcomeUnknown,
 )
-from broker.ledger.heads import SELECT_HEAD, LastSeen, Seen, Stored, head_of, look
+from broker.ledger.heads import SELECT_HEAD, LastSeen, Seen, SnapshotReader, Stored, head_of, look
 from broker.ledger.postgres_doubt import Doubt, Turn, state_of
 from broker.ledger.postgres_link import Link, is_damage, is_missing_table, is_store_fault
 from broker.ledger.postgres_puts import Key
@@ -70,20 +69,18 @@ _SNAPSHOT: Final = (
 )
 
 
-class _Reader:
-    """`broker.ledger.Reader` on PostgreSQL."""
+class _Reader(SnapshotReader):
+    """`broker.ledger.Reader` on PostgreSQL: no query takes longer than its caller waits."""
 
-    __slots__ = ("_head", "_link")
+    __slots__ = ("_link",)
 
     def __init__(self, link: Link, head: Head) -> None:
-        self._link, self._head = link, head
-
-    def head(self) -> Head:
-        return copy(self._head)
+        super().__init__(link, head)
+        self._link = link
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> Cursor:
         self._link.within(patience_s())
-        return self._link.execute(sql, params)
+        return super().execute(sql, params)
 
 
 class PostgresLedger:

@@ -12,7 +12,6 @@ from broker.errors import AccessDenied, InvalidTarget, TaskpassError, Unauthoriz
 from broker.ledger import Command
 from broker.ledger.commands.issue import Asked, Pend, Refuse, Refused, Verdict
 from broker.model import ACCESS_TOKEN, Action, Agent, Ask, Resource, Workload
-from broker.registry import Registry
 from broker.rules import Rules
 from broker.service.asks import TokenRequest, narrow, outside_boundary, target
 from broker.service.outcomes import never, refusal_error
@@ -66,9 +65,8 @@ class Steps:
         self._stops = stops
         self._now = now
         self._tokens = tokens
-        self._registry: Registry | None = None
+        self._rules: Rules | None = None  # under which the following is known
         self._known: dict[tuple[str, str, tuple[str, ...] | None], tuple[Resource, Ask]] = {}
-        self._rules: Rules | None = None
         self._granted: dict[tuple[object, ...], tuple[Ask, Verdict]] = {}
 
     def standing(self, rules: Rules, case: Case) -> None:
@@ -97,16 +95,21 @@ class Steps:
         """5: what is asked, typed, within what is registered."""
         assert case.agent is not None
         try:
-            case.resource, case.ask = self._narrowed(rules.registry, case.agent, case.request)
+            case.resource, case.ask = self._narrowed(rules, case.agent, case.request)
         except TaskpassError as error:
             case.refuse(error.code, error)
             return
         case.result = self.stopped(agent=case.agent.id, audience=case.resource.audience, task=case.request.task or "")
 
-    def _narrowed(self, registry: Registry, agent: Agent, request: TokenRequest) -> tuple[Resource, Ask]:
+    def _forget_unless(self, rules: Rules) -> None:
+        """What is remembered of asks and decisions counts under one set of rules only."""
+        if rules is not self._rules:
+            self._rules, self._known, self._granted = rules, {}, {}
+
+    def _narrowed(self, rules: Rules, agent: Agent, request: TokenRequest) -> tuple[Resource, Ask]:
         """A pure function of the registry, so what has no typed parameters in it is narrowed once."""
-        if registry is not self._registry:
-            self._registry, self._known = registry, {}
+        self._forget_unless(rules)
+        registry = rules.registry
         key = (agent.id, request.resource, request.scope)
         known = self._known.get(key) if request.details is None else None
         if known is None:
@@ -119,8 +122,7 @@ class Steps:
 
     def decide(self, rules: Rules, cases: Sequence[Case]) -> None:
         """6: what was granted for the same question before, and all others in one batch."""
-        if rules is not self._rules:
-            self._rules, self._granted = rules, {}
+        self._forget_unless(rules)
         fresh = []
         for case in cases:
             granted = self._granted.get(_question(case)) if case.request.details is None else None
