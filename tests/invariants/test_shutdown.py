@@ -17,21 +17,22 @@ pytestmark = pytest.mark.e2e
 _CLIENTS, _BEFORE = 12, 60
 
 
-async def _load(site: Site, transcript: Transcript, statuses: list[int], enough: asyncio.Event, n: int) -> None:
-    """Tokens one after another over one kept connection, until the broker takes no more."""
+async def _load(site: Site, transcript: Transcript, answers: list[str], enough: asyncio.Event, n: int) -> None:
+    """Tokens one after another over one kept connection, until the broker takes no more. Of refusals, all they say."""
     async with httpx2.AsyncClient(base_url=site.issuer, timeout=20) as http:
         client = Client(site, http, transcript)
         while True:
             try:
-                statuses.append((await client.token(AGENTS[n % len(AGENTS)])).status_code)
-                if len(statuses) >= _BEFORE:
+                response = await client.token(AGENTS[n % len(AGENTS)])
+                answers.append("200" if response.status_code == 200 else f"{response.status_code}: {response.text}")
+                if len(answers) >= _BEFORE:
                     enough.set()
             except httpx2.TransportError:
                 return
 
 
 def test_every_token_that_was_committed_was_answered(tmp_path: Path):
-    site, transcript, statuses = Site(tmp_path), Transcript(), list[int]()
+    site, transcript, answers = Site(tmp_path), Transcript(), list[str]()
 
     async def scenario() -> None:
         verifier = Verifier(
@@ -42,7 +43,7 @@ def test_every_token_that_was_committed_was_answered(tmp_path: Path):
         )
         async with verifier:
             enough = asyncio.Event()
-            clients = [asyncio.create_task(_load(site, transcript, statuses, enough, n)) for n in range(_CLIENTS)]
+            clients = [asyncio.create_task(_load(site, transcript, answers, enough, n)) for n in range(_CLIENTS)]
             await asyncio.wait_for(enough.wait(), 30)
             served.process.send_signal(signal.SIGTERM)
             await asyncio.wait_for(asyncio.gather(*clients), 30)
@@ -50,6 +51,6 @@ def test_every_token_that_was_committed_was_answered(tmp_path: Path):
     with child(site, "serve") as served:
         asyncio.run(scenario())
         assert served.wait() == 0
-    assert set(statuses) == {200}
+    assert set(answers) == {"200"}
     issued = {event["seq"] for event in read_ledger(site.ledger).events if event["type"] == "issued"}
     assert issued == {token.claims["seq"] for token in transcript.tokens}

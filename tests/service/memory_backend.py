@@ -164,6 +164,15 @@ def bug(_: Callable[[], Any]) -> Any:
     raise RuntimeError(f"unexpected answer: {CANARY}")
 
 
+def until(event: threading.Event) -> Callable[[], None]:
+    """For `MemoryIssuer.before`: the step begins when the event is set."""
+
+    def wait() -> None:
+        assert event.wait(10)
+
+    return wait
+
+
 def opened(issuer: Any, settings_of: Callable[[Mapping[str, Any]], Any] = dict) -> Opened:
     """As the broker takes it."""
     return Opened(issuer, settings_of)

@@ -27,6 +27,7 @@ from tests.service.memory_backend import (
     failed,
     happened,
     opened,
+    until,
 )
 
 
@@ -35,10 +36,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
     made = Site(tmp_path)
     yield made
     made.broker.close()
-
-
-def assert_true(value: bool) -> None:
-    assert value
 
 
 def during(site: Site, step: str, act: Callable[[], Awaitable[Any]], **ask: Any) -> tuple[Any, Any]:
@@ -193,7 +190,7 @@ def test_58_a_call_that_does_not_come_back_in_time(tmp_path: Path):
         site.home.config = site.home.config.model_copy(update={"secrets": limits})
         site.start()
         back = threading.Event()
-        site.issuer.before["issue"] = lambda: assert_true(back.wait(10))
+        site.issuer.before["issue"] = until(back)
         answer = site.ask()
         assert (answer.status_code, answer.json()["code"]) == (503, "temporarily_unavailable")
         assert site.last()[0] == "revoking"
@@ -348,7 +345,7 @@ def test_one_backend_that_hangs_delays_no_other(tmp_path: Path):
         site.granted()
         site.granted(resource="stock-db", actions=["stock:read"])
         back = threading.Event()
-        slow.before["revoke"] = lambda: assert_true(back.wait(10))
+        slow.before["revoke"] = until(back)
 
         async def ending() -> None:
             await killing(site, "agent", "data-bot")()

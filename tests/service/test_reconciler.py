@@ -2,6 +2,7 @@
 view is what counts. 56, 57, 58, 60 and 64 of the attack catalogue.
 """
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from broker.ledger.commands.credentials import EXPIRES_ONLY
 from broker.service.reconciler import backoff, unknown
 from issuers import Ending, IssuerError
 from tests.kit import Broker
-from tests.service.memory_backend import MemoryIssuer, Site, bug, failed, happened, lost
+from tests.service.memory_backend import MemoryIssuer, Site, bug, failed, happened, lost, until
 
 
 @pytest.fixture
@@ -27,6 +28,8 @@ def test_every_way_to_end_a_task_or_its_credentials_reaches_the_backend(site: Si
     task = site.broker.open_task("data-bot", deadline_seconds=300, heartbeat_seconds=60)
     body = site.granted(task=task)
     assert site.backend.works(body["handle"]["login"])
+    hesitates = threading.Event()
+    site.issuer.before["revoke"] = until(hesitates)  # the reconciler may set out before we look
     match way:
         case "end":
             site.broker.post(f"/v1/tasks/{task}/end", {}, by="data-bot")
@@ -38,6 +41,7 @@ def test_every_way_to_end_a_task_or_its_credentials_reaches_the_backend(site: Si
             site.broker.kill(way, values.get(way, body["id"] if way == "grant" else ""))
     assert site.state(body["id"]) == "revoking"
     assert "gone" not in site.types(body["id"])
+    hesitates.set()
     site.settle()
     assert not site.backend.works(body["handle"]["login"])
     assert site.state(body["id"]) == "revoked"
