@@ -70,6 +70,7 @@ class Tally:
         self._all.sort()
         return {
             "requests": len(self._all),
+            "started_s": self.started,
             "duration_us": int((now - self.started) * 1e6),
             **{f"p{p}_us": at(self._all, p) for p in (50, 90, 99)},
             "max_us": at(self._all, 100),
