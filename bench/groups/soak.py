@@ -158,9 +158,10 @@ def _why(slow: list[dict[str, float]], others: list[dict[str, float]]) -> str:
     said = f"{len(slow)} of {len(slow) + len(others)}, p99 {p99:.1f} ms where the others have {before:.1f}"
     if slowdown is None:
         return f"{said}; nobody looked at the machine then"
-    said += f"; the machine: {slowdown}"
+    longer, by_machine = p99 - before, slowdown.slowed(before) - before
+    said += f"; the machine: {slowdown}, which makes {by_machine:.1f} of these {longer:.1f} ms more"
     needed, left = (usual["worker cpu"] + usual["control cpu"]) * slowdown.arithmetic, there["server core left"]
-    if p99 <= slowdown.slowed(before) * _FLAT_LATENCY:
+    if longer <= by_machine * _FLAT_LATENCY:
         return f"{said}: the machine, not the broker, was slower by a like factor"
     if needed >= left:  # from here on a queue grows for as long as it lasts, however little slower the machine is
         return f"{said}: at that speed the broker needs {needed:.2f} of its core, and others left it {left:.2f}"
