@@ -1,7 +1,8 @@
 """The figures that this suite answers for: their names, units and targets, and how they are kept and shown."""
 
 import json
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,11 @@ class Book:
         known = {name: self.figures[name] for name in FIGURES if name in self.figures}
         for name, content in (("latest.json", known), ("details.json", self.details)):
             (self._directory / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def percentile(ordered: Sequence[float], percent: int) -> float:
+    """The first of these ascending values that at least so many percent of them do not exceed: the nearest rank."""
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
 def line(name: str, entry: dict[str, Any]) -> str:

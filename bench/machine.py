@@ -9,7 +9,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,25 +69,38 @@ class Calibration:
         return cls((before.verify_us + after.verify_us) / 2, (before.sign_us + after.sign_us) / 2)
 
 
+class Yardstick:
+    """One ES256 verification and one signature, timed wherever the calling thread runs."""
+
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._public = self._key.public_key()
+        self._data = os.urandom(420)
+        self._signature = self._key.sign(self._data, _ES256)
+
+    def verify_us(self, *, rounds: int = _ROUNDS, per_round: int = _PER_ROUND) -> float:
+        """What a verification takes, in microseconds: the median of some rounds of so many each."""
+        return _median_us(lambda: self._public.verify(self._signature, self._data, _ES256), rounds, per_round)
+
+    def sign_us(self, *, rounds: int = _ROUNDS, per_round: int = _PER_ROUND) -> float:
+        """The same of a signature."""
+        return _median_us(lambda: self._key.sign(self._data, _ES256), rounds, per_round)
+
+
 def calibrate(core: int) -> Calibration:
     """Verify and sign on `core`, some 50 ms of it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    public = key.public_key()
-    data = os.urandom(420)
-    signature = key.sign(data, _ES256)
+    yardstick = Yardstick()
     with on_core(core):
-        verify = _median_us(lambda: public.verify(signature, data, _ES256))
-        sign = _median_us(lambda: key.sign(data, _ES256))
-    return Calibration(verify, sign)
+        return Calibration(yardstick.verify_us(), yardstick.sign_us())
 
 
-def _median_us(work: object) -> float:
+def _median_us(work: Callable[[], object], rounds: int, per_round: int) -> float:
     times = []
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         start = time.perf_counter_ns()
-        for _ in range(_PER_ROUND):
-            work()  # type: ignore[operator]
-        times.append((time.perf_counter_ns() - start) / _PER_ROUND / 1000)
+        for _ in range(per_round):
+            work()
+        times.append((time.perf_counter_ns() - start) / per_round / 1000)
     return statistics.median(times)
 
 
@@ -126,7 +139,8 @@ def described() -> dict[str, str]:
     import uvicorn
 
     model = next(
-        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown"
+        (line.partition(":")[2].strip() for line in lines_of("/proc/cpuinfo") if line.startswith("model name")),
+        "unknown",
     )
     return {
         "cpu": f"{model}, {len(_ALL)} cores usable",
@@ -139,7 +153,8 @@ def described() -> dict[str, str]:
     }
 
 
-def _lines(path: str) -> list[str]:
+def lines_of(path: str) -> list[str]:
+    """The lines of a file of the kernel's, none where it does not keep it."""
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:

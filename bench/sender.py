@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import uvloop
 
 from bench.assertions import SEPARATOR, endless_requests
+from bench.figures import percentile
 
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
@@ -70,6 +71,7 @@ class Tally:
         self._all.sort()
         return {
             "requests": len(self._all),
+            "started_s": self.started,
             "duration_us": int((now - self.started) * 1e6),
             **{f"p{p}_us": at(self._all, p) for p in (50, 90, 99)},
             "max_us": at(self._all, 100),
@@ -83,7 +85,7 @@ class Tally:
 
 def at(ordered: list[float], percent: int) -> int:
     """A percentile in microseconds."""
-    return int(ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] * 1e6) if ordered else 0
+    return int(percentile(ordered, percent) * 1e6) if ordered else 0
 
 
 class Connection(asyncio.Protocol):

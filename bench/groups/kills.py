@@ -6,11 +6,11 @@ run wherever there is room. The clock starts at the kill's ledger time, which is
 and stops when the SDK's `verify` first raises in the last verifier: durable commit, feed, parsing and all.
 """
 
-import math
 import time
 from statistics import median
 
 from bench.client import Operator, Tokens
+from bench.figures import percentile
 from bench.load import BurstFailed, Target, finish, start
 from bench.machine import all_cores, pin
 from bench.run import Run
@@ -26,7 +26,7 @@ def measure(run: Run) -> None:
     """`kill_p90_ms_100`, and the plain time to the last of 20."""
     for number in (FEW, MANY):
         seen = sorted(latencies(run, verifiers_connected=number, kills=run.times(60, 20)))
-        p90 = seen[math.ceil(len(seen) * 0.9) - 1]
+        p90 = percentile(seen, 90)
         run.book.detail(f"kill {number}", {"ms": seen, "p50": median(seen), "p90": p90, "max": seen[-1]})
         if number == MANY:
             run.book.figure("kill_p90_ms_100", p90, note=f"median {median(seen):.1f}, worst {seen[-1]:.1f}")

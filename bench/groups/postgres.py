@@ -21,6 +21,7 @@ from time import perf_counter
 import httpx2
 
 from bench.client import Operator, Tokens
+from bench.figures import percentile
 from bench.groups.tokens import summary
 from bench.load import BurstFailed, Target, finish, start
 from bench.machine import all_cores, cpu_us, on_core
@@ -195,7 +196,7 @@ def _across(run: Run, server: Server) -> None:
             seen.append(max(fleet.refusals()) / 1e6 - receipt["at"])
             time.sleep(0.1)
     seen.sort()
-    p90 = seen[len(seen) * 90 // 100]
+    p90 = percentile(seen, 90)
     run.book.figure("kill_cross_p90_ms", p90, note=f"median {median(seen):.1f}, worst {seen[-1]:.1f}; no Redis")
     run.book.detail("kill across brokers", {"ms": seen})
 

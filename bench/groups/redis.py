@@ -12,6 +12,7 @@ from statistics import median
 from tempfile import mkdtemp
 
 from bench.client import Operator, Tokens
+from bench.figures import percentile
 from bench.machine import all_cores
 from bench.run import Run
 from bench.serving import serving
@@ -38,7 +39,7 @@ def measure(run: Run) -> None:
     finally:
         redis.close()
         server.close()
-    p99 = seen[min(len(seen) - 1, len(seen) * 99 // 100)]
+    p99 = percentile(seen, 99)
     run.book.figure(FIGURE, p99, note=f"median {median(seen):.1f}, worst {seen[-1]:.1f} of {len(seen)} kills")
     run.book.detail("kill without redis", {"ms": seen})
 

@@ -2,17 +2,21 @@
 
 Beside nothing. On: everything; two agents in turn are paused and resumed, every second one of them, while the others
 get tokens at a constant rate (an open loop, so a pause of the server shows in the latencies). Afterwards the ledger is
-verified as a whole, and every kill's receipt must be complete.
+verified as a whole, and every kill's receipt must be complete. What the machine did in each window stands beside its
+latencies: a run fails by these alone, and what failed it shows there.
 """
 
+import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from bench.client import Operator
-from bench.load import Target, burst, finish
+from bench.conditions import Place, Watch, slower, table, typical, watching
+from bench.load import Burst, Target, burst, finish
 from bench.machine import on_core, rss_mb
 from bench.run import Run
 from bench.serving import Serving, serving
@@ -24,6 +28,7 @@ SHARE = 0.7
 VERIFIERS = 20
 _WINDOW_S = 10
 _FLAT_LATENCY, _FLAT_MEMORY, _KEPT_UP = 1.5, 1.1, 0.99
+_WORST = 5  # windows that are shown
 
 
 def measure(run: Run) -> None:
@@ -33,15 +38,21 @@ def measure(run: Run) -> None:
     with serving(site, core=run.server_core) as broker:
         target = Target("soak", f"{site.issuer}/oauth2/token", site.issuer, broker.pids)
         with verifiers(site, number=VERIFIERS, cores=run.load_cores):
-            capacity = median(_capacity(run, target) for _ in range(3))
-            rate = capacity * SHARE
+            bursts = [_capacity(run, target) for _ in range(3)]
+            rate = (capacity := median(each.rate for each in bursts)) * SHARE
             print(f"  capacity {capacity:.0f} tokens per second; {rate:.0f} for {run.minutes:g} minutes", flush=True)
             operator = _OperatorAtWork(Operator(site), broker)
             operator.start()
-            result = finish(_steady(run, target, rate=rate, seconds=seconds))
+            load = _steady(run, target, rate=rate, seconds=seconds)
+            watch = _watch(run, broker, load, operator)
+            with watching(watch, cores=run.load_cores):
+                result = finish(load)
             operator.stop()
             receipts = [operator.operator.receipt(kill) for kill in operator.kills]
-    _judge(run, result, operator, receipts, rate=rate)
+    windows = _windows(result, watch)
+    begun = {"capacity per s": capacity, "verify us then": median(each.calibration.verify_us for each in bursts)}
+    machine = {**begun, **_machine(windows), "watching, of a core": watch.cost}
+    _judge(run, {**result, "windows": windows}, operator, receipts, rate=rate, machine=machine)
     report = verify_ledger(site.ledger)
     problems = [] if report.sound else [str(report)]
     problems += [f"kill {each['id']} is incomplete" for each in receipts if each["verifiers"]["missing"]]
@@ -51,7 +62,7 @@ def measure(run: Run) -> None:
     print(f"  ledger of {report.size} events verified; {len(receipts)} kills, every receipt complete")
 
 
-def _capacity(run: Run, target: Target) -> float:
+def _capacity(run: Run, target: Target) -> Burst:
     return burst(
         target,
         run.signers,
@@ -60,16 +71,25 @@ def _capacity(run: Run, target: Target) -> float:
         server_core=run.server_core,
         load_cores=run.load_cores,
         scratch=run.scratch,
-    ).rate
+    )
 
 
-def _steady(run: Run, target: Target, *, rate: float, seconds: float) -> "Any":
-    import subprocess
-
+def _steady(run: Run, target: Target, *, rate: float, seconds: float) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "bench.sender", "--url", target.url, "--audience", target.audience]
     command += ["--agents", str(AGENTS), "--rate", f"{rate:.0f}", "--seconds", f"{seconds:.0f}"]
     with on_core(*run.load_cores):
         return subprocess.Popen([*command, "--windows", str(_WINDOW_S)], stdout=subprocess.PIPE, text=True)
+
+
+def _watch(run: Run, broker: Serving, load: "subprocess.Popen[str]", operator: "_OperatorAtWork") -> Watch:
+    return Watch(
+        ledger=broker.site.ledger,
+        places={
+            "server": Place({run.server_core}, {"worker": broker.workers[0], "control": broker.control}),
+            "load": Place(run.load_cores, {"sender": load.pid}),
+        },
+        count={"kills": lambda: len(operator.kills)},
+    )
 
 
 class _OperatorAtWork(threading.Thread):
@@ -99,10 +119,65 @@ class _OperatorAtWork(threading.Thread):
         self.join()
 
 
+def _windows(result: dict[str, Any], watch: Watch) -> list[dict[str, float]]:
+    """Each window of the load with the machine's conditions in it, but the first and the last, which are not whole."""
+    found = [{**result["windows"][0], "at_s": 0.0}, *result["windows"]]
+    joined = [
+        {**window, **watch.during(result["started_s"] + earlier["at_s"], result["started_s"] + window["at_s"])}
+        for earlier, window in pairwise(found)
+    ]
+    return joined[1:-1] or joined
+
+
+def _machine(windows: list[dict[str, float]]) -> dict[str, Any]:
+    """What of the latencies the machine explains. It excuses nothing: the plain p99 decides whether a run passed."""
+    usual = typical(windows)
+    worst = sorted(windows, key=lambda each: -each["p99_us"])[:_WORST]
+    print(table({"median": usual, **{f"worst {n}": each for n, each in enumerate(worst, 1)}}))
+    evened = [_evened(each, usual) for each in windows]
+    half = len(evened) // 2
+    slow = [each for each in windows if each["p99_us"] > usual["p99_us"] * _FLAT_LATENCY]
+    return {
+        "p99_ms early, late, if the machine were always the same": [
+            median(evened[: half or 1]),
+            median(evened[half:]),
+        ],
+        "slow windows": _why(slow, [each for each in windows if each not in slow]) if slow else "none",
+    }
+
+
+def _evened(window: dict[str, float], usual: dict[str, float]) -> float:
+    p99, slowdown = window["p99_us"] / 1000, slower(window, usual)
+    return slowdown.evened(p99) if slowdown else p99
+
+
+def _why(slow: list[dict[str, float]], others: list[dict[str, float]]) -> str:
+    """A sentence about windows of a high p99, with the numbers that it rests on."""
+    there, usual = typical(slow), typical(others)
+    p99, before, slowdown = there["p99_us"] / 1000, usual["p99_us"] / 1000, slower(there, usual)
+    said = f"{len(slow)} of {len(slow) + len(others)}, p99 {p99:.1f} ms where the others have {before:.1f}"
+    if slowdown is None:
+        return f"{said}; nobody looked at the machine then"
+    longer, by_machine = p99 - before, slowdown.slowed(before) - before
+    said += f"; the machine: {slowdown}, which makes {by_machine:.1f} of these {longer:.1f} ms more"
+    needed, left = (usual["worker cpu"] + usual["control cpu"]) * slowdown.arithmetic, there["server core left"]
+    if longer <= by_machine * _FLAT_LATENCY:
+        return f"{said}: the machine, not the broker, was slower by a like factor"
+    if needed >= left:  # from here on a queue grows for as long as it lasts, however little slower the machine is
+        return f"{said}: at that speed the broker needs {needed:.2f} of its core, and others left it {left:.2f}"
+    return f"{said}: the machine does not explain it"
+
+
 def _judge(
-    run: Run, result: dict[str, Any], operator: _OperatorAtWork, receipts: list[dict[str, Any]], *, rate: float
+    run: Run,
+    result: dict[str, Any],
+    operator: _OperatorAtWork,
+    receipts: list[dict[str, Any]],
+    *,
+    rate: float,
+    machine: dict[str, Any],
 ) -> None:
-    windows = result["windows"][1:-1] or result["windows"]
+    windows = result["windows"]
     acknowledged = [each["verifiers"]["slowest_ms"] for each in receipts if each["verifiers"]["slowest_ms"] is not None]
     half = len(windows) // 2
     early, late = windows[: half or 1], windows[half:]
@@ -118,6 +193,7 @@ def _judge(
         "control_mb middle, end": [middle[2], last[2]],
         "kills": len(operator.kills),
         "slowest acknowledgement of each kill, median ms": median(acknowledged) if acknowledged else None,
+        **machine,
         "windows": windows,
         "memory": memory,
     }

@@ -12,12 +12,15 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import httpx2
 
+from broker.sdk.clock import Elapsed
 from broker.sdk.errors import SdkError
 from broker.sdk.identity import Identity
-from broker.sdk.protocol import Response, refusal
+from broker.sdk.kept_session import KeptSession, OpenedSession
+from broker.sdk.protocol import Response, answer_of, refusal
 from broker.sdk.published import Published
 from broker.sdk.view import FeedBroken, RevocationView, Then
 from broker.wire import Cursor
@@ -25,7 +28,7 @@ from broker.wire import Cursor
 MAX_EVENT = 8 * 1024 * 1024
 """Bytes of one event. A snapshot of a hundred thousand kills fits."""
 
-MAX_REFUSAL = 16_384
+MAX_ANSWER = 16_384
 SILENCE_S = 4.0
 """A connection that says nothing for this long is dead: heartbeats come every second."""
 
@@ -39,7 +42,7 @@ FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 5.0
 
 _CONNECT_ANEW = frozenset({401, 403, 404, 409})
-"""Answers to an acknowledgement: the session ran out, or this broker process does not know the connection."""
+"""Answers to an acknowledgement: the session could not be renewed, or the broker does not know the connection."""
 
 logger = logging.getLogger(__name__)
 _random = secrets.SystemRandom()
@@ -94,6 +97,7 @@ class Follower:
         published: Published,
         http: httpx2.AsyncClient,
         forget_tokens: Callable[[], None],
+        elapsed: Elapsed,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`forget_tokens` is called when tokens verified so far may no longer count as verified."""
@@ -104,6 +108,7 @@ class Follower:
         self._published = published
         self._http = http
         self._forget_tokens = forget_tokens
+        self._elapsed = elapsed
         self._sleep = sleep
         self._connected = False
         self._failures = 0  # since the broker last accepted an acknowledgement
@@ -162,9 +167,9 @@ class Follower:
         ) as stream:
             if stream.status_code != 200:
                 raise await _refused(stream)
-            await self._listen(stream, f"{control}/v1/revocations/ack")
+            await self._listen(stream, control)
 
-    async def _listen(self, stream: httpx2.Response, ack_url: str) -> None:
+    async def _listen(self, stream: httpx2.Response, control: str) -> None:
         due = asyncio.Event()
         acknowledging: asyncio.Task[None] | None = None
         try:
@@ -173,8 +178,7 @@ class Follower:
                 self._obey(self._view.apply(event.event, body), due)
                 if event.event == "hello":  # the view takes one per connection
                     self._connected = True
-                    token = str(body.get("session_token"))
-                    acknowledging = asyncio.create_task(self._acknowledge(ack_url, token, due))
+                    acknowledging = asyncio.create_task(self._acknowledge(control, OpenedSession.of(body), due))
                 elif event.event == "heartbeat":
                     self.heard.set()
                 if acknowledging is not None and acknowledging.done():
@@ -193,40 +197,56 @@ class Follower:
         if Then.REFETCH_KEYS in then:
             self._published.want()
 
-    async def _acknowledge(self, url: str, session_token: str, due: asyncio.Event) -> None:
+    async def _acknowledge(self, control: str, opened: OpenedSession, due: asyncio.Event) -> None:
         """Report what is in force whenever that is due; returns when this connection no longer counts.
 
         Reports are cumulative, so kills that arrive while one is under way share the next.
         """
-        while True:
-            await due.wait()
-            await asyncio.sleep(_random.uniform(REPORT_AFTER_S, REPORT_WITHIN_S))
-            due.clear()
-            cursor = self._view.applied()
-            if cursor is None:
-                continue
-            body = {"instance": self._registration.instance, "cursor": str(cursor), "stamp": self._view.stamp()}
-            headers = {"Authorization": f"Bearer {session_token}"}
-            try:
-                answer = await self._http.post(url, json=body, headers=headers, timeout=ACK_TIMEOUT_S)
-            except httpx2.HTTPError as error:  # the next heartbeat is due in a second and says the same
-                logger.warning("acknowledgement failed: %s", type(error).__name__)
-                continue
-            if answer.status_code in _CONNECT_ANEW:
-                return
-            if answer.is_success:
-                self._failures = 0
-                self._acknowledged = max(self._acknowledged, cursor.position)
+        open_anew = partial(self._open_session, control)
+        async with KeptSession(opened, open_anew=open_anew, elapsed=self._elapsed) as session:
+            while True:
+                await due.wait()
+                await asyncio.sleep(_random.uniform(REPORT_AFTER_S, REPORT_WITHIN_S))
+                due.clear()
+                session.tend()
+                cursor = self._view.applied()
+                if cursor is None:
+                    continue
+                body = {"instance": self._registration.instance, "cursor": str(cursor), "stamp": self._view.stamp()}
+                headers = {"Authorization": f"Bearer {session.token}"}
+                url = f"{control}/v1/revocations/ack"
+                try:
+                    answer = await self._http.post(url, json=body, headers=headers, timeout=ACK_TIMEOUT_S)
+                except httpx2.HTTPError as error:  # the next heartbeat is due in a second and says the same
+                    logger.warning("acknowledgement failed: %s", type(error).__name__)
+                    continue
+                if answer.status_code in _CONNECT_ANEW:
+                    return
+                if answer.is_success:
+                    self._failures = 0
+                    self._acknowledged = max(self._acknowledged, cursor.position)
+
+    async def _open_session(self, control: str) -> OpenedSession:
+        """Another session for this verifier. Raises SdkError, httpx2.HTTPError or FeedBroken."""
+        assertion = await asyncio.to_thread(self._identity.assertion, self._issuer)
+        headers = {"Authorization": f"Bearer {assertion}"}
+        url = f"{control}/v1/sessions"
+        async with self._http.stream("POST", url, json={}, headers=headers, timeout=ACK_TIMEOUT_S) as stream:
+            return OpenedSession.of(answer_of(await _response(stream)))
 
 
-async def _refused(stream: httpx2.Response) -> SdkError:
+async def _response(stream: httpx2.Response) -> Response:
+    """What was answered, cut off where it is longer than any such answer."""
     body = bytearray()
     async for chunk in stream.aiter_bytes():
         body += chunk
-        if len(body) > MAX_REFUSAL:
+        if len(body) > MAX_ANSWER:
             break
-    headers = {name.lower(): value for name, value in stream.headers.items()}
-    response = Response(stream.status_code, headers, bytes(body))
+    return Response(stream.status_code, {name.lower(): value for name, value in stream.headers.items()}, bytes(body))
+
+
+async def _refused(stream: httpx2.Response) -> SdkError:
+    response = await _response(stream)
     return refusal(response.status, _object_or_nothing(response.body), response.headers)
 
 

@@ -243,6 +243,7 @@ class Verifier:
                 published=self._published,
                 http=http,
                 forget_tokens=self._seen.clear,
+                elapsed=self._elapsed,
                 sleep=self._sleep,
             )
             for running in (self._published.keep(), self._follower.run()):

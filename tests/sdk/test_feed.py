@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+from contextlib import AsyncExitStack
 
 import httpx2
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 
 from broker.sdk.errors import FeedStale, NotAuthenticated, TokenKilled
 from broker.sdk.identity import CallableIdentity
+from broker.sdk.testkit import FakeBroker
+from broker.sdk.testkit.feed import SESSION_S
 from broker.sdk.testkit.http import STREAM, InProcess
 from broker.wire import Cursor
 
-from .kit import AUDIENCE, asynchronous, broker_and_clock, verifier_of
+from .kit import AUDIENCE, Clock, asynchronous, broker_and_clock, verifier_of
 
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -126,8 +129,114 @@ def test_whatever_happens_on_the_way_no_kill_is_missed(steps):
     scenario()
 
 
+def sessions_asked(broker):
+    return sum(seen.path == "/v1/sessions" for seen in broker.requests)
+
+
 @asynchronous
-async def test_an_expired_session_is_renewed_by_connecting_again():
+async def test_a_session_is_renewed_in_good_time_and_the_stream_goes_on():
+    broker, clock = broker_and_clock()
+    async with verifier_of(broker, clock) as verifier:
+        for renewed in range(1, 4):
+            clock.sleep(0.6 * SESSION_S - 1)
+            await broker.beat()
+            assert sessions_asked(broker) == renewed - 1
+            clock.sleep(0.2 * SESSION_S + 1)
+            broker.feed.heartbeat()
+            await broker.until(lambda count=renewed: sessions_asked(broker) == count)
+            await broker.settled()
+        clock.sleep(0.3 * SESSION_S)  # the one before has ended
+        await broker.acknowledged(broker.kill(agent="ada"))
+        bearers = {seen.bearer for seen in broker.requests if seen.path.endswith("/ack")}
+        assert len(bearers) >= 3
+        assert broker.feed.connections == 1
+        assert verifier.status.reconnects == 0
+
+
+@asynchronous
+async def test_a_fleet_that_was_started_together_does_not_renew_at_once():
+    broker, clock = broker_and_clock()
+    async with AsyncExitStack() as running:
+        for _ in range(12):
+            await running.enter_async_context(verifier_of(broker, clock))
+        clock.sleep(0.6 * SESSION_S - 1)
+        asked = [0]
+        for _ in range(5):
+            clock.sleep(0.04 * SESSION_S + 1)
+            await broker.beat()
+            asked.append(sessions_asked(broker))
+        await broker.until(lambda: sessions_asked(broker) == 12)
+        assert max(later - earlier for earlier, later in itertools.pairwise(asked)) < 12
+        assert broker.feed.connections == 12
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [(503, {}), (401, {"code": "invalid_client"}), (201, {}), (201, {"session_token": "s", "expires_in": "900"})],
+    ids=["away", "refused", "no session", "no life"],
+)
+@asynchronous
+async def test_a_renewal_that_fails_is_tried_again_while_the_session_lasts(refusal):
+    broker, clock = broker_and_clock()
+    status, body = refusal
+    broker.refuse("/v1/sessions", status, **body)
+    async with verifier_of(broker, clock) as verifier:
+        clock.sleep(0.8 * SESSION_S)
+        await broker.beat()
+        await broker.until(lambda: sessions_asked(broker) == 1)
+        await broker.beat()
+        await broker.beat()
+        assert sessions_asked(broker) == 1  # not at once
+        clock.sleep(60)
+        await broker.beat()
+        await broker.until(lambda: sessions_asked(broker) == 2)
+        broker.accept("/v1/sessions")
+        await broker.beat()
+        clock.sleep(60)
+        await broker.beat()
+        await broker.until(lambda: sessions_asked(broker) == 3)
+        clock.sleep(0.2 * SESSION_S)  # the first one has ended
+        await broker.acknowledged(broker.kill(agent="ada"))
+        assert verifier.status.reconnects == 0
+
+
+@asynchronous
+async def test_a_defect_in_the_identity_costs_no_connection_before_the_session_ends():
+    broker, clock = broker_and_clock()
+    asked = []
+
+    def assertion(_):
+        asked.append(1)
+        if len(asked) > 1:
+            raise ZeroDivisionError
+        return "fake.identity.assertion"
+
+    async with verifier_of(broker, clock, identity=CallableIdentity(assertion)) as verifier:
+        clock.sleep(0.8 * SESSION_S)
+        await broker.beat()
+        await broker.beat()
+        assert len(asked) == 2
+        assert verifier.status.connected
+        assert verifier.status.reconnects == 0
+
+
+@asynchronous
+async def test_a_session_that_could_not_be_renewed_ends_the_connection():
+    clock = Clock()
+    broker = FakeBroker(now=clock.now, heartbeat_s=0.05)
+    broker.refuse("/v1/sessions", 401, code="invalid_client")
+    async with verifier_of(broker, clock) as verifier:
+        clock.sleep(0.8 * SESSION_S)
+        await broker.until(lambda: sessions_asked(broker) == 1)
+        clock.sleep(0.2 * SESSION_S)
+        await reconnected(broker, 1)
+        await broker.settled()
+        assert verifier.status.connected
+        assert verifier.status.reconnects == 1
+
+
+@asynchronous
+async def test_a_session_that_the_broker_takes_no_more_is_replaced_by_connecting_again():
     broker, clock = broker_and_clock()
     async with verifier_of(broker, clock) as verifier:
         before = broker.feed.connections
@@ -234,7 +343,7 @@ def test_events_survive_any_chopping(cuts, newline, noise):
             snapshot = {"epoch": epoch, "position": 0, "floor": 0, "time": clock.now(), "kills": []}
             beat = {"epoch": epoch, "position": 0, "floor": 0, "time": clock.now(), "stamp": stamp}
             events = [
-                ("hello", {"epoch": epoch, "session_token": "s"}),
+                ("hello", {"epoch": epoch, "session_token": "s", "expires_in": 900}),
                 ("snapshot", snapshot),
                 ("heartbeat", beat),
                 ("kill", kill.to_wire()),

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from broker.app import running
 from broker.config import ServeSection
-from broker.sdk.errors import InvalidToken
+from broker.sdk.clock import elapsed_ns
+from broker.sdk.errors import InvalidToken, TokenKilled
 from broker.sdk.verifier import Verifier
 from broker.stores import wall_clock
 from broker.web import feed as feeds
@@ -88,16 +89,16 @@ async def until(events: AsyncIterator[tuple[str, dict[str, Any]]], name: str) ->
     raise AssertionError(f"the stream ended before {name}")
 
 
-def run(path: Path, test: Test) -> None:
+def run(path: Path, test: Test, *, clock: Callable[[], int] = wall_clock) -> None:
     """Run `test` against a real server."""
 
     async def served() -> None:
         listening = socket.create_server(("127.0.0.1", 0))
         issuer = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        home = Home(path / "broker", clock=wall_clock, issuer=issuer)
+        home = Home(path / "broker", clock=clock, issuer=issuer)
         text = home.text("taskpass.toml")
         home.write("taskpass.toml", "\n".join(x for x in text.splitlines() if not x.startswith("control_url")))
-        async with running(home.config.model_copy(update={"serve": ServeSection()}), now=wall_clock) as process:
+        async with running(home.config.model_copy(update={"serve": ServeSection()}), now=clock) as process:
             options = uvicorn.Config(
                 process.app,
                 http=cast("type[asyncio.Protocol]", partial(TokenConnection, head_limit=16_384, connections=100)),
@@ -145,6 +146,55 @@ def test_a_kill_reaches_a_strict_verifier_and_the_receipt_says_when(tmp_path: Pa
             assert event["body"]["acks"][0]["kill"] == kill["position"]
 
     run(tmp_path, story)
+
+
+def test_a_stream_outlives_the_session_that_opened_it(tmp_path: Path):
+    later_s = 0
+
+    def clock() -> int:
+        return wall_clock() + later_s * 1000
+
+    def elapsed() -> int:
+        return elapsed_ns() + later_s * 1_000_000_000
+
+    async def story(site: Site) -> None:
+        nonlocal later_s
+        said, acks = Said(site.home, "billing"), asyncio.Queue[tuple[str, int]]()
+
+        async def answered(answer: httpx2.Response) -> None:
+            if answer.request.url.path == "/v1/revocations/ack":
+                acks.put_nowait((answer.request.headers["authorization"], answer.status_code))
+
+        def http() -> httpx2.AsyncClient:
+            return httpx2.AsyncClient(event_hooks={"response": [answered]})
+
+        async with (
+            asyncio.timeout(15),
+            Verifier(
+                issuer=site.home.issuer, audience=INVOICES, identity=said, http=http, now=clock, elapsed=elapsed
+            ) as verifier,
+        ):
+            first, _ = await acks.get()
+            later_s += 800  # of 900
+            while (await acks.get())[0] == first:
+                pass
+            later_s += 200
+            refused = await site.http.get("/v1/whoami", headers={"authorization": first})
+            assert refused.status_code == 401
+            while not verifier.fresh:  # it was far away for a moment
+                await acks.get()
+            token = await site.token()
+            kill = await site.kill()
+            receipt = await site.receipt(kill)
+            assert receipt["complete"]
+            with pytest.raises(TokenKilled):
+                verifier.verify(token)
+            assert verifier.status is not None
+            assert verifier.status.reconnects == 0
+            types = [e["type"] for e in await ledger(site) if e["body"].get("caller") == ["verifier", "billing"]]
+            assert types == ["session.opened"]
+
+    run(tmp_path, story, clock=clock)
 
 
 async def ledger(site: Site) -> list[dict[str, Any]]:

@@ -157,8 +157,9 @@ class FakeBroker:
             case "POST", ["v1", "revocations", "ack"]:
                 return Response(204, {}, b"") if self.feed.acknowledge(bearer or "", body) else _problem(401, "session")
             case "POST", ["v1", "sessions"]:
-                self._sessions.add(session := secrets.token_urlsafe(16))
-                return _json(200, {"session_token": session, "expires_in": 600})
+                opened = self.feed.open_session()
+                self._sessions.add(opened["session_token"])
+                return _json(201, opened)
             case _, ["v1", "revocations", "stream"]:
                 return _problem(503, "temporarily_unavailable")
         if bearer not in self._sessions and (bearer or "").count(".") != 2:  # a JWT proves the identity anew

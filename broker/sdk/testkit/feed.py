@@ -11,6 +11,7 @@ from broker.sdk.clock import Now
 from broker.wire import Cursor, FeedKill, Match
 
 _PATIENCE_S = 5.0
+SESSION_S = 900
 
 
 class FakeFeed:
@@ -23,7 +24,7 @@ class FakeFeed:
         self._changed = threading.Condition(threading.RLock())
         self._listeners: list[_Listener] = []
         self._stamps: dict[str, int] = {}
-        self._sessions: dict[str, str] = {}
+        self._sessions: dict[str, int] = {}  # token -> expiry, in ms
         self._kills: dict[str, FeedKill] = {}
         self._paused = False
         self.accepting = True
@@ -151,10 +152,17 @@ class FakeFeed:
                 "kills": kills,
             }
 
-    def acknowledge(self, session: str, body: Mapping[str, Any]) -> bool:
-        """Take an acknowledgement; False when the session is not good."""
+    def open_session(self) -> dict[str, Any]:
+        """A session that acknowledges, as `POST /v1/sessions` and a hello give it."""
         with self._changed:
-            if self._sessions.get(session) != body["instance"]:
+            token = secrets.token_urlsafe(16)
+            self._sessions[token] = self._now() + SESSION_S * 1000
+            return {"session_token": token, "expires_in": SESSION_S}
+
+    def acknowledge(self, session: str, body: Mapping[str, Any]) -> bool:
+        """Take an acknowledgement; False when the session is not good, or the instance never connected."""
+        with self._changed:
+            if self._now() >= self._sessions.get(session, 0) or body["instance"] not in self._stamps:
                 return False
             self._stamps[body["instance"]] = body["stamp"]
             self.acknowledged[body["instance"]] = Cursor.parse(body["cursor"])
@@ -184,10 +192,8 @@ class FakeFeed:
     def _join(self, instance: str, stamp: int, cursor: Cursor | None) -> "_Listener":
         with self._changed:
             self._stamps[instance] = stamp
-            session = secrets.token_urlsafe(16)
-            self._sessions[session] = instance
             listener = _Listener(instance)
-            hello = {"epoch": self.epoch, "instance": instance, "session_token": session, "heartbeat_ms": 1000}
+            hello = {"epoch": self.epoch, "instance": instance, "heartbeat_ms": 1000, **self.open_session()}
             listener.put(_event("hello", hello))
             if cursor is None or cursor.epoch != self.epoch or cursor.position < self.floor:
                 listener.put(_event("snapshot", self.snapshot()))
