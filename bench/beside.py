@@ -12,14 +12,14 @@ from bench.machine import on_core
 def beside(
     command: Sequence[str],
     *,
-    core: int,
+    core: int | set[int],
     unready: Exception,
     **options: Any,
 ) -> Iterator[int]:
-    """The process id of `command`, all of its threads on `core`, once it has printed a line with "ready". Raises
-    `unready` when it ended, or printed something else.
+    """The process id of `command`, all of its threads on `core` (one, or several), once it has printed a line with
+    "ready". Raises `unready` when it ended, or printed something else.
     """
-    with on_core(core):
+    with on_core(*(core if isinstance(core, set) else {core})):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, **options)
     try:
         assert process.stdout is not None

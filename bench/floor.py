@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import cast
+from typing import Protocol, cast
 
 import httptools
 import orjson
@@ -29,14 +29,24 @@ from bench.beside import beside
 from bench.site import AUDIENCE, agent_name, signer_of
 
 _ES256 = ec.ECDSA(hashes.SHA256())
-_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 
 _Request = tuple[asyncio.Transport, bytes, bytes]
 """Where the answer goes, who asks, and the mark of the assertion."""
 
 
-class _Connection(asyncio.Protocol):
-    def __init__(self, floor: "_Floor") -> None:
+class Asked(Protocol):
+    """A server of the bench."""
+
+    def asked(self, transport: asyncio.Transport, body: bytes) -> None:
+        """One request: its body, and where its answer is written."""
+        ...
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection to a server that is told of each request, whatever its path."""
+
+    def __init__(self, floor: Asked) -> None:
         self._floor = floor
         self._parser = httptools.HttpRequestParser(self)
         self._body = b""
@@ -65,9 +75,7 @@ class _Floor:
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[asyncio.Transport, bytes]] = []
         self._batches: SimpleQueue[list[_Request]] = SimpleQueue()
-        self._store = sqlite3.connect(store, isolation_level=None, check_same_thread=False)
-        self._store.execute("PRAGMA journal_mode = WAL")
-        self._store.execute("PRAGMA synchronous = FULL")
+        self._store = durable(store)
         self._store.execute("CREATE TABLE proofs (mark BLOB PRIMARY KEY) WITHOUT ROWID")
         self._store.execute("CREATE TABLE events (seq INTEGER PRIMARY KEY, bytes BLOB)")
         threading.Thread(target=self._write, daemon=True).start()
@@ -106,7 +114,15 @@ class _Floor:
             r, s = decode_dss_signature(self._signer.sign(signed, _ES256))
             token = b"%b.%b" % (signed, urlsafe_b64encode(r.to_bytes(32) + s.to_bytes(32)))
             answer = b'{"access_token":"%b","token_type":"Bearer","expires_in":300}' % token
-            transport.write(_HEAD % len(answer) + answer)
+            transport.write(HEAD % len(answer) + answer)
+
+
+def durable(store: Path) -> sqlite3.Connection:
+    """A new SQLite file whose commits are as durable as the broker's."""
+    connection = sqlite3.connect(store, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
 
 
 @contextmanager
@@ -119,7 +135,7 @@ def floor(scratch: Path, *, port: int, agents: int, core: int) -> Iterator[int]:
 
 async def _serve(store: Path, port: int, agents: int) -> None:
     made = _Floor(store, agents)
-    server = await asyncio.get_running_loop().create_server(lambda: _Connection(made), "127.0.0.1", port)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(made), "127.0.0.1", port)
     print("ready", flush=True)
     await server.serve_forever()
 

@@ -5,13 +5,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode, urlsplit
 
-import requests
 import urllib3
 from hvac.adapters import RawAdapter
-from requests.adapters import HTTPAdapter
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from issuers import IssuerError
 
@@ -20,6 +19,7 @@ MAX_ANSWER: Final = 4 << 20
 
 _CONNECTIONS: Final = 32
 _CHUNK: Final = 64 << 10
+_HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "taskpass"}
 _MAX_RETRY_S: Final = 3_600.0
 _REDIRECTS: Final = range(300, 400)
 
@@ -82,17 +82,14 @@ class Link:
             raise ValueError("the address of Vault must be plain https (http only on loopback)")
         self.address = address.rstrip("/")
         self._timeout_s = timeout_s
-        session = requests.Session()
-        session.trust_env = False
-        session.verify = str(ca_file) if ca_file else True
-        session.headers["Accept-Encoding"] = "identity"
-        pool = HTTPAdapter(pool_connections=1, pool_maxsize=_CONNECTIONS, max_retries=0)
-        session.mount("https://", pool)
-        session.mount("http://", pool)
+        trust = {"cert_reqs": "CERT_REQUIRED", "ca_certs": str(ca_file or DEFAULT_CA_BUNDLE_PATH)}
+        pool = urllib3.connection_from_url(
+            self.address, maxsize=_CONNECTIONS, **(trust if parts.scheme == "https" else {})
+        )
         # An empty token, not None: None has hvac look for one in the environment and in the home directory.
         self._adapter: Any = RawAdapter(
-            base_uri=self.address, token="", session=session, namespace=namespace, allow_redirects=False,
-            verify=session.verify, strict_http=True,
+            base_uri=self.address, token="", session=_Session(pool, self.address), namespace=namespace,
+            allow_redirects=False, strict_http=True,
         )  # fmt: skip
 
     def call(
@@ -101,51 +98,95 @@ class Link:
         """`method` is get, post or list; `path` counts from `/v1/`. Raises IssuerError, whose `happened` is False only
         if nothing was sent, or if the server refused before it did anything.
         """
-        until = time.monotonic() + self._timeout_s
         try:
-            with self._adapter.request(
+            reply = self._adapter.request(
                 method,
                 f"/v1/{path}",
                 headers={"X-Vault-Token": token} if token else {},
                 raise_exception=False,
                 json=body,
                 wrap_ttl=f"{wrap_ttl_s}s" if wrap_ttl_s else None,
-                timeout=(self._timeout_s / 2, self._timeout_s),
-                stream=True,
-            ) as response:
-                text = _read(response, until)
-        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
+                timeout=self._timeout_s,
+            )
+        except urllib3.exceptions.HTTPError as error:
             raise _unanswered(error, self._timeout_s) from None
-        return _judged(response.status_code, response.headers.get("Retry-After", ""), text)
+        return _judged(reply)
 
 
-def _read(response: requests.Response, until: float) -> bytes:
+class _Reply(NamedTuple):
+    """What came back, whole."""
+
+    status: int
+    retry_after: str
+    text: bytes
+    ok: bool = True  # as far as hvac is concerned: what a status means is judged here
+
+
+class _Session:
+    """The part of a `requests.Session` that hvac uses: one exchange on a kept connection. What requests does beside
+    that (cookies, redirects, hooks, proxies) took two thirds of its time.
+    """
+
+    verify = cert = proxies = None  # hvac looks at these: the pool has its own
+
+    def __init__(self, pool: urllib3.HTTPConnectionPool, address: str) -> None:
+        self._pool = pool
+        parts = urlsplit(address)
+        self._origin = f"{parts.scheme}://{parts.netloc}"
+
+    def request(
+        self,
+        *,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        timeout: float,
+        json: Mapping[str, Any] | None = None,
+        params: Mapping[str, str] | None = None,
+        **_: object,
+    ) -> _Reply:
+        """Raises IssuerError, urllib3.exceptions.HTTPError."""
+        until = time.monotonic() + timeout
+        target = url.removeprefix(self._origin) + (f"?{urlencode(params)}" if params else "")
+        with self._pool.request(
+            method.upper(),
+            target,
+            headers={**_HEADERS, **headers},
+            json=json,
+            timeout=urllib3.Timeout(connect=timeout / 2, read=timeout),
+            retries=False,
+            redirect=False,
+            preload_content=False,
+        ) as response:
+            return _Reply(response.status, response.headers.get("Retry-After", ""), _read(response, until))
+
+
+def _read(response: urllib3.BaseHTTPResponse, until: float) -> bytes:
     """The body. The bound is on the whole: a server that sends a byte at a time never times out by itself."""
     text = bytearray()
-    while chunk := response.raw.read1(_CHUNK):
-        text += chunk
-        if len(text) > MAX_ANSWER:
-            raise IssuerError(f"Vault sent an answer of more than {MAX_ANSWER} bytes.")
-        if time.monotonic() > until:
-            raise requests.exceptions.ReadTimeout
+    try:
+        while chunk := response.read1(_CHUNK):
+            text += chunk
+            if len(text) > MAX_ANSWER:
+                raise IssuerError(f"Vault sent an answer of more than {MAX_ANSWER} bytes.")
+            if time.monotonic() > until:
+                raise urllib3.exceptions.TimeoutError
+    except urllib3.exceptions.SSLError as error:  # not one of connecting, at which nothing would have been sent
+        raise urllib3.exceptions.ProtocolError from error
     return bytes(text)
 
 
 def _unanswered(error: Exception, timeout_s: float) -> IssuerError:
     """Failures to connect are told from failures after that: only the former are certain to have done nothing."""
-    if isinstance(error, requests.exceptions.ConnectTimeout | requests.exceptions.SSLError) or _never_connected(error):
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError | urllib3.exceptions.SSLError):
         return IssuerError("Vault cannot be reached.", happened=False)
-    if isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError):
+    if isinstance(error, urllib3.exceptions.TimeoutError):
         return IssuerError(f"Vault did not answer within {timeout_s:g} seconds.")
     return IssuerError("The connection to Vault broke before its answer was whole.")
 
 
-def _never_connected(error: Exception) -> bool:
-    cause = error.args[0] if error.args else None
-    return type(getattr(cause, "reason", None)).__name__ in {"NewConnectionError", "NameResolutionError"}
-
-
-def _judged(status: int, retry_after: str, text: bytes) -> Answer:
+def _judged(reply: _Reply) -> Answer:
+    status, retry_after, text, _ = reply
     if status in {200, 204}:
         return _answer(text)
     reasons = _reasons(text)
