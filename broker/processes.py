@@ -41,7 +41,9 @@ _BACKLOG = 2_048
 _ACCEPTED_AT_ONCE = 8
 _ACCEPT_PAUSE_S = 0.1
 _YIELDS = 5
-"""How much nicer token workers are: a kill gets through the control process though tokens keep every core busy."""
+"""How much nicer a token worker's loop is than all else here. The control process gets through with a kill though
+tokens keep every core busy, and the worker's own writer ends a commit, for which others wait, before more is begun.
+"""
 _GRACE_S = 5
 _READY_WITHIN_S = 60
 _RESTART_PAUSE_S = 1.0
@@ -153,6 +155,8 @@ async def serve_one(
         _settle_memory()
         if Role.CONTROL in role:
             _reload_on_hangup(process)
+        else:
+            os.nice(_YIELDS)  # on Linux this thread's alone; the writer's has been started
         server = _Server(
             _settings(config, process),
             listening=listening,
@@ -367,8 +371,6 @@ def _child_main(config_path: Path, role: Role, listening: socket.socket, ready: 
     """A supervised process: ignores the terminal's interrupt, which the supervisor handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if Role.CONTROL not in role:
-        os.nice(_YIELDS)
 
     def tell() -> None:
         with suppress(OSError):
