@@ -17,7 +17,7 @@ from broker.model import ACCESS_TOKEN
 from broker.registry import Registry
 from broker.service.calls import Calls
 from broker.service.credentials import Backend
-from issuers import SecretIssuer
+from issuers import ByAction, SecretIssuer
 
 _SIGN_WITHIN_S = 10.0
 _WAITING = 256
@@ -101,9 +101,12 @@ def settings_problems(issuers: Issuers, registry: Registry) -> Sequence[Problem]
             problems.append(Problem(f"resource {resource.id}: no issuer {resource.issuer} is configured ([issuers])"))
             continue
         try:
-            issuers[resource.issuer].settings_of(resource.settings)
+            settings = issuers[resource.issuer].settings_of(resource.settings)
         except ValueError as error:
             problems.append(Problem(f"resource {resource.id}: settings: {error}"))
+            continue
+        if isinstance(settings, ByAction) and (unprovided := settings.unprovided(resource.actions)):
+            problems.append(Problem(f"resource {resource.id}: settings: nothing is said for {', '.join(unprovided)}"))
     return problems
 
 

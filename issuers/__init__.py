@@ -4,7 +4,7 @@ An issuer receives an `Order` whose every bound was fixed in the ledger's commit
 nothing. How its credentials end is declared, so that a receipt never promises more than is true.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -188,6 +188,15 @@ class IssuesWhen(Protocol):
         nothing has an effect at the backend, or is seen by anybody else there. None: there is nothing to be made, so
         what was begun is undone.
         """
+        ...
+
+
+@runtime_checkable
+class ByAction(Protocol):
+    """What the settings of a resource add that say something for each action apart."""
+
+    def unprovided(self, actions: Iterable[str]) -> Sequence[str]:
+        """Those of the actions for which they say nothing: nobody could ever get them."""
         ...
 
 

@@ -43,9 +43,13 @@ class PostgresSettings:
         """The roles for these actions. Raises IssuerError for an action that has none."""
         if isinstance(self.roles, str):
             return [self.roles]
-        if missing := [action for action in actions if action not in self.roles]:
-            raise IssuerError(f"The resource names no role for the action {missing[0]}.", happened=False)
+        if unprovided := self.unprovided(actions):
+            raise IssuerError(f"The resource names no role for the action {unprovided[0]}.", happened=False)
         return sorted({self.roles[action] for action in actions})
+
+    def unprovided(self, actions: Iterable[str]) -> list[str]:
+        """See `issuers.ByAction`."""
+        return [] if isinstance(self.roles, str) else [action for action in actions if action not in self.roles]
 
 
 def settings_of(mapping: Mapping[str, Any]) -> PostgresSettings:

@@ -47,6 +47,11 @@ def test_sound_files_pass_without_anybody_there(place: Path, run: Run) -> None:
         (NOBODY.replace("dsn", "dns"), RESOURCE, "'dns' is no setting"),
         (NOBODY.replace("tp_admin@", "tp_admin:hush@"), RESOURCE, "must not hold a password"),
         (NOBODY, RESOURCE.replace("roles:", "rolls:"), "resource orders-db: settings: 'rolls'"),
+        (
+            NOBODY,
+            RESOURCE.replace('"orders:write": "The Writer"', '"orders:wipe": "The Writer"'),
+            "resource orders-db: settings: nothing is said for orders:write",
+        ),
         (NOBODY, RESOURCE.replace("issuer: orders", "issuer: order"), "no issuer order is configured"),
         (
             '\n[issuers.orders]\nkind = "vault"\naddress = "https://v.example"\nlogin = "token"\nlogin_file = "t"\n',
