@@ -4,6 +4,7 @@ Only what stands between a pair of markers is replaced; the words around them ar
 """
 
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def _soak(book: Book) -> str:
     if not seen:
         return "Not run yet: `python -m bench soak`."
     rows = [f"- {name}: {_plain(value)}" for name, value in seen.items() if name not in ("windows", "memory")]
-    return "\n".join(rows)
+    return "\n".join(textwrap.fill(row, width=120, subsequent_indent="  ") for row in rows)
 
 
 def _plain(value: object) -> str:
