@@ -76,19 +76,21 @@ def _started(site: Site, environment: Mapping[str, str]) -> Iterator[subprocess.
 def _wait(url: str) -> None:
     """Until `/readyz` there says ready. Raises TimeoutError."""
     parts = urlsplit(url)
-    deadline = time.monotonic() + _START_S
+    deadline, last = time.monotonic() + _START_S, "nothing"
     while time.monotonic() < deadline:
         connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=5)
         try:
             connection.request("GET", "/readyz")
-            if connection.getresponse().status == 200:
+            answer = connection.getresponse()
+            if answer.status == 200:
                 return
-        except OSError:
-            pass
+            last = f"{answer.status} {answer.read(2_000).decode(errors='replace')}"
+        except OSError as error:
+            last = str(error)
         finally:
             connection.close()
         time.sleep(0.05)
-    raise TimeoutError(f"{url} did not become ready in {_START_S} s; see serve.log beside its configuration")
+    raise TimeoutError(f"{url} did not become ready in {_START_S} s; its last word: {last}")
 
 
 def _command(pid: int) -> str:
