@@ -105,7 +105,9 @@ def make_site(
         old.unlink()
     permits, gates, nevers = _policies(policies)
     for folder, texts in (("permits", permits), ("gates", gates), ("nevers", nevers)):
-        (directory / "policies" / folder / "bench.cedar").write_text("\n".join(texts), encoding="utf-8")
+        for first in range(0, max(1, len(texts)), _IN_ONE_FILE):
+            file = directory / "policies" / folder / (f"bench-{first}.cedar" if first else "bench.cedar")
+            file.write_text("\n".join(texts[first : first + _IN_ONE_FILE]), encoding="utf-8")
     (directory / "policies" / "cases.yaml").write_text("cases: []\n", encoding="utf-8")
     site = Site(directory, issuer, f"http://127.0.0.1:{port + 1}", agents)
     create(site.config)
