@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from bench.machine import on_core
+from bench.machine import on_core, several
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def beside(
     """The process id of `command`, all of its threads on `core` (one, or several), once it has printed a line with
     "ready". Raises `unready` when it ended, or printed something else.
     """
-    with on_core(*(core if isinstance(core, set) else {core})):
+    with on_core(*several(core)):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, **options)
     try:
         assert process.stdout is not None

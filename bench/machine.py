@@ -34,6 +34,11 @@ def all_cores() -> set[int]:
     return set(_ALL)
 
 
+def several(core: int | set[int]) -> set[int]:
+    """One core as the only one of a set."""
+    return core if isinstance(core, set) else {core}
+
+
 @contextlib.contextmanager
 def on_core(*wanted: int) -> Iterator[None]:
     """This thread on these cores, for as long as the context lasts."""

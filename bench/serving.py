@@ -16,11 +16,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench import loops
-from bench.machine import children_of, pin
+from bench.machine import children_of, pin, several
 from bench.site import Site
 from broker import processes
 
 _START_S, _STOP_S = 90, 20
+_LOG = "serve.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +43,18 @@ class Serving:
 def serving(site: Site, *, core: int | set[int], environment: Mapping[str, str] | None = None) -> Iterator[Serving]:
     """`taskpass serve` on `core`, control process and token workers alike, until the context ends."""
     with _started(site, environment or {}) as supervisor:
-        _wait(site.issuer)
-        _wait(site.control)
+        for url in (site.issuer, site.control):
+            _wait(url, supervisor, site.directory / _LOG)
         found = [child for child in children_of(supervisor.pid) if "resource_tracker" not in _command(child)]
         running = Serving(site, supervisor.pid, found[0], found[1:])
         for pid in (supervisor.pid, *running.pids):
-            pin(pid, core if isinstance(core, set) else {core})
+            pin(pid, several(core))
         yield running
 
 
 @contextmanager
 def _started(site: Site, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    log = (site.directory / "serve.log").open("ab")
+    log = (site.directory / _LOG).open("ab")
     supervisor = subprocess.Popen(
         [sys.executable, "-m", "bench.serving", str(site.config_path)],
         stdout=log,
@@ -73,24 +74,30 @@ def _started(site: Site, environment: Mapping[str, str]) -> Iterator[subprocess.
         log.close()
 
 
-def _wait(url: str) -> None:
-    """Until `/readyz` there says ready. Raises TimeoutError."""
+def _wait(url: str, supervisor: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Until `/readyz` there says ready. Raises TimeoutError, or RuntimeError as soon as the supervisor has ended; both
+    with the end of its log, which goes with the run.
+    """
     parts = urlsplit(url)
-    deadline, last = time.monotonic() + _START_S, "nothing"
+    deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
+        if supervisor.poll() is not None:
+            raise RuntimeError(f"the broker of {url} has ended, and said: {_end_of(log)}")
         connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=5)
         try:
             connection.request("GET", "/readyz")
-            answer = connection.getresponse()
-            if answer.status == 200:
+            if connection.getresponse().status == 200:
                 return
-            last = f"{answer.status} {answer.read(2_000).decode(errors='replace')}"
-        except OSError as error:
-            last = str(error)
+        except OSError:
+            pass
         finally:
             connection.close()
         time.sleep(0.05)
-    raise TimeoutError(f"{url} did not become ready in {_START_S} s; its last word: {last}")
+    raise TimeoutError(f"{url} did not become ready in {_START_S} s, and said: {_end_of(log)}")
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-1_000:]
 
 
 def _command(pid: int) -> str:

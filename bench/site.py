@@ -7,11 +7,11 @@ other agents and actions, as in an organisation where most policies are about so
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,6 +20,8 @@ from broker.cli.init import write_skeleton
 from broker.config import Config, load_config
 from broker.jose import Signer
 from broker.stores import create
+
+Item = TypeVar("Item")
 
 AGENTS = 50
 AUDIENCE = "https://records.example.com"
@@ -97,17 +99,14 @@ def make_site(
         text = text.replace(f'control_url = "http://127.0.0.1:{port + 1}"', f'control_url = "{control}"')
     config.write_text(text.replace('# level = "info"', 'level = "warning"'), encoding="utf-8")
     for name, rows in _registry(agents, others=max(0, policies - 10), ttl_s=ttl_s).items():
-        for first in range(0, len(rows), _IN_ONE_FILE):
-            part = dict(islice(rows.items(), first, first + _IN_ONE_FILE))
-            file = directory / "registry" / (f"{name}-{first}.yaml" if first else f"{name}.yaml")
-            file.write_text(yaml.dump({name: part}, Dumper=_DUMPER), encoding="utf-8")
+        for file, part in _in_files(directory / "registry" / f"{name}.yaml", list(rows.items())):
+            file.write_text(yaml.dump({name: dict(part)}, Dumper=_DUMPER), encoding="utf-8")
     for old in (directory / "policies").rglob("*.*"):
         old.unlink()
     permits, gates, nevers = _policies(policies)
     for folder, texts in (("permits", permits), ("gates", gates), ("nevers", nevers)):
-        for first in range(0, max(1, len(texts)), _IN_ONE_FILE):
-            file = directory / "policies" / folder / (f"bench-{first}.cedar" if first else "bench.cedar")
-            file.write_text("\n".join(texts[first : first + _IN_ONE_FILE]), encoding="utf-8")
+        for file, some in _in_files(directory / "policies" / folder / "bench.cedar", texts):
+            file.write_text("\n".join(some), encoding="utf-8")
     (directory / "policies" / "cases.yaml").write_text("cases: []\n", encoding="utf-8")
     site = Site(directory, issuer, f"http://127.0.0.1:{port + 1}", agents)
     create(site.config)
@@ -124,6 +123,13 @@ def another_broker(site: Site, directory: Path, *, port: int) -> Site:
         text = text.replace(f'{name} = "127.0.0.1:{old}"', f'{name} = "127.0.0.1:{new}"')
     config.write_text(text, encoding="utf-8")
     return Site(directory, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}", site.agents)
+
+
+def _in_files(path: Path, items: Sequence[Item]) -> Iterator[tuple[Path, Sequence[Item]]]:
+    """The items in portions that one file may hold, and the file for each: `path`, then others beside it."""
+    for first in range(0, len(items), _IN_ONE_FILE):
+        file = path.with_stem(f"{path.stem}-{first}") if first else path
+        yield file, items[first : first + _IN_ONE_FILE]
 
 
 def _registry(agents: int, *, others: int, ttl_s: int) -> dict[str, dict[str, object]]:

@@ -12,7 +12,7 @@ import threading
 import time
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.client import Operator
 from bench.conditions import Place, Watch, slower, table, typical, watching
@@ -23,6 +23,8 @@ from bench.serving import Serving, serving
 from bench.site import AGENTS, agent_name
 from bench.verifiers import verifiers
 from broker.ledger.verify import verify_ledger
+
+Item = TypeVar("Item")
 
 SHARE = 0.7
 VERIFIERS = 20
@@ -134,16 +136,18 @@ def _machine(windows: list[dict[str, float]]) -> dict[str, Any]:
     usual = typical(windows)
     worst = sorted(windows, key=lambda each: -each["p99_us"])[:_WORST]
     print(table({"median": usual, **{f"worst {n}": each for n, each in enumerate(worst, 1)}}))
-    evened = [_evened(each, usual) for each in windows]
-    half = len(evened) // 2
+    early, late = _halves([_evened(each, usual) for each in windows])
     slow = [each for each in windows if each["p99_us"] > usual["p99_us"] * _FLAT_LATENCY]
     return {
-        "p99_ms early, late, if the machine were always the same": [
-            median(evened[: half or 1]),
-            median(evened[half:]),
-        ],
+        "p99_ms early, late, if the machine were always the same": [median(early), median(late)],
         "slow windows": _why(slow, [each for each in windows if each not in slow]) if slow else "none",
     }
+
+
+def _halves(items: list[Item]) -> tuple[list[Item], list[Item]]:
+    """What came early, and late: of a single one, the same twice."""
+    half = len(items) // 2
+    return items[: half or 1], items[half:]
 
 
 def _evened(window: dict[str, float], usual: dict[str, float]) -> float:
@@ -179,8 +183,7 @@ def _judge(
 ) -> None:
     windows = result["windows"]
     acknowledged = [each["verifiers"]["slowest_ms"] for each in receipts if each["verifiers"]["slowest_ms"] is not None]
-    half = len(windows) // 2
-    early, late = windows[: half or 1], windows[half:]
+    early, late = _halves(windows)
     memory = operator.memory or [(0.0, 0.0, 0.0)]
     middle, last = memory[len(memory) // 2], memory[-1]
     seen = {
