@@ -44,7 +44,8 @@ clean:  ## Remove everything that was made here
 	rm -rf .venv .mypy_cache .ruff_cache .hypothesis .schemathesis .coverage .coverage.* htmlcov dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What is installed is exactly what the lock files pin; the project itself is linked, not copied.
+# What is installed is exactly what the lock files pin; the project itself is linked, not copied. They are complete, so
+# nothing is resolved again: older versions of pip would take the newest of a package that is needed with an extra.
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=python3.x ..." if sys.version_info < (3, 11) else 0)'
 	@echo "Making a virtual environment in .venv"
@@ -52,6 +53,6 @@ clean:  ## Remove everything that was made here
 
 .venv/runtime .venv/dev: .venv/%: requirements/%.txt pyproject.toml | .venv/bin/python
 	@echo "Installing what $< pins"
-	@$(PIP) install --require-hashes -r $<
+	@$(PIP) install --require-hashes --no-deps -r $<
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
