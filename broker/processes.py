@@ -44,6 +44,8 @@ _YIELDS = 5
 """How much nicer a token worker's loop is than all else here. The control process gets through with a kill though
 tokens keep every core busy, and the worker's own writer ends a commit, for which others wait, before more is begun.
 """
+_SWITCH_S = 0.0005
+"""How long a token worker's writer waits for the interpreter when its loop is busy: it holds the ledger's turn."""
 _GRACE_S = 5
 _READY_WITHIN_S = 60
 _RESTART_PAUSE_S = 1.0
@@ -157,6 +159,7 @@ async def serve_one(
             _reload_on_hangup(process)
         else:
             os.nice(_YIELDS)  # on Linux this thread's alone; the writer's has been started
+            sys.setswitchinterval(_SWITCH_S)
         server = _Server(
             _settings(config, process),
             listening=listening,

@@ -162,6 +162,10 @@ class Ledger(Protocol):
         until this commit is through.
         """
 
+    @property
+    def synced_s(self) -> float:
+        """How long the last COMMIT took, in seconds: the store's disk, and the way to it."""
+
     def read(self) -> AbstractContextManager[Reader]:
         """A snapshot for as long as the context lasts. Raises LedgerUnavailable."""
 

@@ -101,6 +101,7 @@ class PostgresLedger:
         """`first` is a connection at rest, `now` the database's clock a moment ago."""
         self.origin = origin
         self.concerns: Sequence[str] = ()
+        self.synced_s = 0.0
         self._connect = connect
         self._clock = clock
         self._write_s = write_s
@@ -288,8 +289,10 @@ class PostgresLedger:
 
     def _commit(self, link: Link, doubt: Doubt) -> None:
         """COMMIT. When its answer is lost, look: what PostgreSQL did decides what is answered."""
+        began = time.perf_counter()
         try:
             link.commit(self._notify)
+            self.synced_s = time.perf_counter() - began
         except psycopg.Error:
             if link.at_rest:  # it answered, and undid the transaction
                 raise

@@ -9,6 +9,7 @@ Everything specific to SQLite is in the `sqlite*` modules and the migrations.
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -99,6 +100,7 @@ class SqliteLedger:
         self.path = path
         self.origin = origin
         self.concerns: Sequence[str] = ()  # what matters is set here, with every connection
+        self.synced_s = 0.0
         self._now = now
         self._connection = connection
         self._turns = turns
@@ -253,8 +255,10 @@ class SqliteLedger:
 
     def _finish(self, outcome: Outcome) -> None:
         """COMMIT. When it fails, look: what is stored decides what is answered."""
+        began = time.perf_counter()
         try:
             self._connection.execute("COMMIT")
+            self.synced_s = time.perf_counter() - began
         except sqlite3.Error:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")

@@ -121,6 +121,11 @@ class LedgerAtRest:
         """Always raises."""
         raise LedgerUnavailable("This ledger is only being looked at.")
 
+    @property
+    def synced_s(self) -> float:
+        """See `broker.ledger.Ledger`."""
+        return 0.0
+
     def data_version(self) -> int:
         """See `broker.ledger.Ledger`."""
         return 0

@@ -16,6 +16,8 @@ from typing import Any, Final, NamedTuple
 from broker.ledger import Command, Head, Ledger, LedgerStopped, LedgerUnavailable, Tx
 
 _BATCH: Final = 256
+_SLOW_DISK_S: Final = 0.0015
+_REMEMBERED: Final = 8
 _WAITING: Final = 4096
 
 
@@ -69,6 +71,7 @@ class Writer:
         self._busy = False  # a batch is with the thread, or a hand-over is scheduled
         self._closing: asyncio.Future[None] | None = None
         self._batches: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._synced_s = deque([0.0], maxlen=_REMEMBERED)
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self._thread.start()
 
@@ -94,6 +97,13 @@ class Writer:
         Never refused because the queue is full.
         """
         return _only(await self._put(self._urgent, (command,)))
+
+    @property
+    def on_slow_disk(self) -> bool:
+        """Whether each of the last commits waited for the disk longer than it takes to get another batch going. One of
+        them alone may have waited for this process itself.
+        """
+        return min(self._synced_s) > _SLOW_DISK_S
 
     async def close(self) -> None:
         """Refuse new commands, finish those that were accepted, and end the thread."""
@@ -155,6 +165,7 @@ class Writer:
                 outcome: list[Any] | Exception = self._ledger.commit(commands, priority=batch.priority)
             except Exception as error:  # noqa: BLE001  (the callers get it, and the thread lives on)
                 outcome = error
+            self._synced_s.append(self._ledger.synced_s)
             if self._observe is not None:
                 failed = isinstance(outcome, Exception)
                 self._observe(len(commands), time.perf_counter() - began, failed, self._waiting)

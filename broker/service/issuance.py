@@ -34,7 +34,7 @@ from broker.ledger.commands.issue import Fail, Issue, Issued, Pending, Refused
 from broker.ledger.writer import Writer
 from broker.rules import Rules, RulesInForce
 from broker.service.asks import TokenRequest
-from broker.service.batching import TickBatcher
+from broker.service.batching import Batcher
 from broker.service.outcomes import approval_needed
 from broker.service.refusals import Refusals
 from broker.service.steps import Case, Steps, split_actions
@@ -95,7 +95,7 @@ class Issuance:
         self._iss = iss
         self._ttl_ms = ttl_ms
         self._now = now
-        self._batcher = TickBatcher(self.issue_batch, observe=observe)
+        self._batcher = Batcher(self.issue_batch, observe=observe, overlap=lambda: writer.on_slow_disk)
         self._fetching: set[asyncio.Task[None]] = set()
 
     async def issue(self, request: TokenRequest) -> TokenAnswer:

@@ -21,6 +21,7 @@ class Gate:
         self.batches: list[tuple[int, bool]] = []
         self.open = threading.Semaphore(0)
         self.error: Exception | None = None
+        self.synced_s = 0.0
 
     @property
     def head(self) -> Head:
