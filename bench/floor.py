@@ -1,10 +1,10 @@
 """What the libraries alone cost: a server that does what no durable broker of signed tokens can leave out, no more.
 
 It reads the request with httptools on uvloop, verifies the client's ES256 signature, marks the assertion as used and
-stores one row, both in one durable SQLite commit for all that came together (as in the broker: WAL, synchronous FULL, a
-thread for the disk), and signs one JWT. It knows no claims, no policy, no tasks, no guards, no tree, no kills and no
-errors: it is no broker, and must never be one. What the broker costs beyond it is the broker's own; what it costs
-itself, no work on the broker can save.
+stores one row, both in one durable SQLite commit for all that came together (as in the broker: its batches, WAL,
+synchronous FULL, a thread for the disk), and signs one JWT. It knows no claims, no policy, no tasks, no guards, no
+tree, no kills and no errors: it is no broker, and must never be one. What the broker costs beyond it is the broker's
+own; what it costs itself, no work on the broker can save.
 """
 
 import asyncio
@@ -12,8 +12,9 @@ import sqlite3
 import sys
 import threading
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol, cast
@@ -27,12 +28,13 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from bench.beside import beside
 from bench.site import AUDIENCE, agent_name, signer_of
+from broker.service.batching import Batcher
 
 _ES256 = ec.ECDSA(hashes.SHA256())
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 
-_Request = tuple[asyncio.Transport, bytes, bytes]
-"""Where the answer goes, who asks, and the mark of the assertion."""
+_Verified = tuple[bytes, bytes]
+"""Who asks, and the mark of the assertion."""
 
 
 class Asked(Protocol):
@@ -73,23 +75,23 @@ class _Floor:
         }
         self._signer = ec.generate_private_key(ec.SECP256R1())
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[tuple[asyncio.Transport, bytes]] = []
-        self._batches: SimpleQueue[list[_Request]] = SimpleQueue()
+        self._batcher: Batcher[bytes, bytes] = Batcher(self._tokens)
+        self._batches: SimpleQueue[tuple[list[_Verified], asyncio.Future[None]]] = SimpleQueue()
         self._store = durable(store)
         self._store.execute("CREATE TABLE proofs (mark BLOB PRIMARY KEY) WITHOUT ROWID")
         self._store.execute("CREATE TABLE events (seq INTEGER PRIMARY KEY, bytes BLOB)")
         threading.Thread(target=self._write, daemon=True).start()
 
     def asked(self, transport: asyncio.Transport, body: bytes) -> None:
-        if not self._waiting:
-            self._loop.call_soon(self._begin)
-        self._waiting.append((transport, body))
+        self._batcher.submit(body, partial(_answer, transport))
 
-    def _begin(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        self._batches.put([(transport, *self._verified(body)) for transport, body in waiting])
+    async def _tokens(self, bodies: Sequence[bytes]) -> Sequence[bytes]:
+        verified, stored = [self._verified(body) for body in bodies], self._loop.create_future()
+        self._batches.put((verified, stored))
+        await stored
+        return [self._token(*each) for each in verified]
 
-    def _verified(self, body: bytes) -> tuple[bytes, bytes]:
+    def _verified(self, body: bytes) -> _Verified:
         signed, _, signature = body[body.index(b"client_assertion=") + 17 :].rpartition(b".")
         raw = urlsafe_b64decode(signature + b"==")
         claims = orjson.loads(urlsafe_b64decode(signed.partition(b".")[2] + b"=="))
@@ -100,21 +102,26 @@ class _Floor:
 
     def _write(self) -> None:
         while True:
-            batch = self._batches.get()
+            batch, stored = self._batches.get()
             self._store.execute("BEGIN IMMEDIATE")
-            self._store.executemany("INSERT INTO proofs VALUES (?)", [(mark,) for _, _, mark in batch])
+            self._store.executemany("INSERT INTO proofs VALUES (?)", [(mark,) for _, mark in batch])
             self._store.executemany("INSERT INTO events (bytes) VALUES (?)", [(bytes(400),) for _ in batch])
             self._store.execute("COMMIT")
-            self._loop.call_soon_threadsafe(self._answer, batch)
+            self._loop.call_soon_threadsafe(stored.set_result, None)
 
-    def _answer(self, batch: list[_Request]) -> None:
-        for transport, name, mark in batch:
-            claims = {"sub": name.decode(), "aud": AUDIENCE, "jti": mark.decode(), "iat": 0, "exp": 0}
-            signed = b"e30." + urlsafe_b64encode(orjson.dumps(claims))
-            r, s = decode_dss_signature(self._signer.sign(signed, _ES256))
-            token = b"%b.%b" % (signed, urlsafe_b64encode(r.to_bytes(32) + s.to_bytes(32)))
-            answer = b'{"access_token":"%b","token_type":"Bearer","expires_in":300}' % token
-            transport.write(HEAD % len(answer) + answer)
+    def _token(self, name: bytes, mark: bytes) -> bytes:
+        claims = {"sub": name.decode(), "aud": AUDIENCE, "jti": mark.decode(), "iat": 0, "exp": 0}
+        signed = b"e30." + urlsafe_b64encode(orjson.dumps(claims))
+        r, s = decode_dss_signature(self._signer.sign(signed, _ES256))
+        return b"%b.%b" % (signed, urlsafe_b64encode(r.to_bytes(32) + s.to_bytes(32)))
+
+
+def _answer(transport: asyncio.Transport, token: bytes | Exception) -> None:
+    if isinstance(token, Exception):
+        raise token
+    if not transport.is_closing():
+        answer = b'{"access_token":"%b","token_type":"Bearer","expires_in":300}' % token
+        transport.write(HEAD % len(answer) + answer)
 
 
 def durable(store: Path) -> sqlite3.Connection:

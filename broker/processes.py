@@ -66,10 +66,13 @@ class _Acceptor:
         listening.settimeout(0)
         self._listen()
 
-    def stop(self) -> None:
-        """Take no more connections."""
+    async def stop(self) -> None:
+        """Take no more connections. Those taken have been made by the time it returns: one that came up later would
+        not be told to end with the others, and its client would be served until there is no ledger any more.
+        """
         self._stopped = True
         self._loop.remove_reader(self._listening)
+        await asyncio.gather(*self._connecting, return_exceptions=True)
 
     def _listen(self) -> None:
         if not self._stopped:
@@ -135,7 +138,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._acceptor is not None:
-            self._acceptor.stop()
+            await self._acceptor.stop()
             self._listening.close()
         if self._process.feed is not None:
             await self._process.feed.stop()

@@ -2,13 +2,16 @@
 
 import asyncio
 import signal
+import socket
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from broker.processes import _Acceptor, listen_on
 from broker.sdk.identity import CallableIdentity
 from broker.sdk.verifier import Verifier
+from demo.ports import free_port
 from tests.invariants.checker import Transcript, read_ledger
 from tests.invariants.kit import AGENTS, AUDIENCES, Client, Site, child
 
@@ -54,3 +57,25 @@ def test_every_token_that_was_committed_was_answered(tmp_path: Path):
     assert set(answers) == {"200"}
     issued = {event["seq"] for event in read_ledger(site.ledger).events if event["type"] == "issued"}
     assert issued == {token.claims["seq"] for token in transcript.tokens}
+
+
+def test_a_connection_that_was_just_taken_is_told_of_a_stop_like_all_others():
+    """Else its client would be served until the ledger is closed, and then refused."""
+
+    class Made(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            made.append(transport)
+
+    made: list[asyncio.BaseTransport] = []
+
+    async def scenario() -> None:
+        with listen_on(f"127.0.0.1:{free_port()}") as listening:
+            acceptor = _Acceptor(listening, Made)
+            with socket.create_connection(listening.getsockname()):
+                acceptor._accept()
+                assert not made
+                await acceptor.stop()
+                assert len(made) == 1
+                made[0].close()
+
+    asyncio.run(scenario())
