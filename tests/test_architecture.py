@@ -23,6 +23,7 @@ CLOCKS = {
     "broker/ledger/postgres_link.py",
     "broker/ledger/postgres_readers.py",
     "broker/ledger/postgres_watch.py",
+    "broker/ledger/sqlite.py",
     "broker/ledger/turns.py",
     "broker/ledger/writer.py",
     "broker/telemetry/tracing.py",

@@ -148,7 +148,12 @@ class Reader(Protocol):
 
 
 class Ledger(Protocol):
-    """A store. Safe to use from several threads; several processes may have the same one open."""
+    """A store. Safe to use from several threads; several processes may have the same one open.
+
+    `synced_s` is how long the last COMMIT took, in seconds: the store's disk, and the way to it.
+    """
+
+    synced_s: float
 
     @property
     def head(self) -> Head:
@@ -161,10 +166,6 @@ class Ledger(Protocol):
         then none was applied, unless it is OutcomeUnknown. With `priority`, ordinary writers of all processes wait
         until this commit is through.
         """
-
-    @property
-    def synced_s(self) -> float:
-        """How long the last COMMIT took, in seconds: the store's disk, and the way to it."""
 
     def read(self) -> AbstractContextManager[Reader]:
         """A snapshot for as long as the context lasts. Raises LedgerUnavailable."""

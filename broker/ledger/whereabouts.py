@@ -101,6 +101,7 @@ class LedgerAtRest:
         self._queries = queries
         seen, self.origin = look(queries)
         self.head = seen.head
+        self.synced_s = 0.0  # it never commits
 
     @classmethod
     @contextmanager
@@ -120,11 +121,6 @@ class LedgerAtRest:
     def commit(self, commands: Sequence[Command], *, priority: bool = False) -> list[Any]:  # noqa: ARG002
         """Always raises."""
         raise LedgerUnavailable("This ledger is only being looked at.")
-
-    @property
-    def synced_s(self) -> float:
-        """See `broker.ledger.Ledger`."""
-        return 0.0
 
     def data_version(self) -> int:
         """See `broker.ledger.Ledger`."""

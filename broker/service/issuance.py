@@ -1,6 +1,6 @@
 """The main path: a workload's assertion in, one short-lived credential out, or a recorded refusal.
 
-Requests of one event-loop tick are staged together, because the stages evict each other's caches: verify all, decide
+Requests that have come together are one batch, because the stages evict each other's caches: verify all, decide
 all, commit all in one transaction, mint all. A failing request fails alone. The steps, and what each of them stops:
 
  1. bound and parse        oversized, repeated and ambiguous parameters (`asks.read_token_request`, before this module)
