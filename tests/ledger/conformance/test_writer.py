@@ -246,3 +246,24 @@ def test_a_loop_that_is_gone_does_not_hang_the_thread(made: Made, ledger: Sqlite
     writer._thread.join(10)
     assert not writer._thread.is_alive()
     assert count(ledger, "events") == 2
+
+
+def test_a_disk_is_slow_when_none_of_the_last_commits_was_quick(ledger: SqliteLedger):
+    async def main(writer: Writer, gate: Gate) -> None:
+        gate.let(100)
+        gate.synced_s = 0.004
+        for _ in range(7):
+            await writer.submit(Note())
+        assert not writer.on_slow_disk
+        await writer.submit(Note())
+        assert writer.on_slow_disk
+        gate.synced_s = 0.0002
+        await writer.submit(Note())
+        assert not writer.on_slow_disk
+
+    run(main, ledger)
+
+
+def test_a_commit_says_how_long_its_disk_took(ledger: SqliteLedger):
+    ledger.commit([Note()])
+    assert ledger.synced_s > 0
