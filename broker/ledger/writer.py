@@ -165,7 +165,6 @@ class Writer:
                 outcome: list[Any] | Exception = self._ledger.commit(commands, priority=batch.priority)
             except Exception as error:  # noqa: BLE001  (the callers get it, and the thread lives on)
                 outcome = error
-            self._synced_s.append(self._ledger.synced_s)
             if self._observe is not None:
                 failed = isinstance(outcome, Exception)
                 self._observe(len(commands), time.perf_counter() - began, failed, self._waiting)
@@ -176,6 +175,7 @@ class Writer:
 
     def _deliver(self, batch: _Batch, outcome: list[Any] | Exception, head: Head) -> None:
         """Keep the thread busy first, then tell the callers."""
+        self._synced_s.append(self._ledger.synced_s)  # here, on the loop, which is where it is looked at
         self._next_batch()
         if isinstance(outcome, Exception):
             for entry in batch.entries:
